@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * Userspace interface of the p2pgpu DRM driver.
+ *
+ * All structures are the same for 32 and 64 bit processes. Unknown flags and
+ * padding that is not zero are refused with EINVAL. Errors that every ioctl
+ * can return: EFAULT (the argument is not readable or writable), ENODEV (the
+ * device is gone), ENOMEM, EINTR (a signal arrived; nothing was done).
+ */
+#ifndef _UAPI_P2PGPU_DRM_H_
+#define _UAPI_P2PGPU_DRM_H_
+
+#include "drm.h"
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
+
+/* Size of VRAM in bytes. */
+#define P2PGPU_PARAM_VRAM_SIZE		0
+/* VRAM that no object holds, in bytes. */
+#define P2PGPU_PARAM_VRAM_FREE		1
+/* Slots of the aperture; a slot is one page of P2PGPU_PARAM_SLOT_SIZE bytes. */
+#define P2PGPU_PARAM_SLOTS_TOTAL	2
+/* Slots that a peer could be given now: free, or used by CPU mappings only. */
+#define P2PGPU_PARAM_SLOTS_AVAILABLE	3
+/* Size of a slot in bytes. */
+#define P2PGPU_PARAM_SLOT_SIZE		4
+/* 1 if the aperture is in mapped mode, 0 if it is in trapped mode. */
+#define P2PGPU_PARAM_MAPPED		5
+
+/**
+ * struct drm_p2pgpu_getparam - read a property of the device
+ *
+ * EINVAL: no such parameter.
+ */
+struct drm_p2pgpu_getparam {
+	/** @param: in: one of P2PGPU_PARAM_* */
+	__u64 param;
+	/** @value: out */
+	__u64 value;
+};
+
+/* Where an object's bytes are. */
+#define P2PGPU_PLACEMENT_SYSTEM		0
+#define P2PGPU_PLACEMENT_VRAM		1
+
+/**
+ * struct drm_p2pgpu_gem_create - create an object, filled with zeros
+ *
+ * EINVAL: size is 0 or not a multiple of the slot size, unknown placement.
+ * E2BIG: size is more than VRAM can ever hold (4 GiB for a system object).
+ * ENOSPC: not enough free VRAM.
+ */
+struct drm_p2pgpu_gem_create {
+	/** @size: in: bytes */
+	__u64 size;
+	/** @placement: in: one of P2PGPU_PLACEMENT_* */
+	__u32 placement;
+	/** @flags: in: 0 */
+	__u32 flags;
+	/** @handle: out */
+	__u32 handle;
+	/** @pad: 0 */
+	__u32 pad;
+};
+
+/**
+ * struct drm_p2pgpu_gem_mmap_offset - where to mmap an object
+ *
+ * The mapping must be shared. Its pages are faulted in one by one, in VRAM
+ * through slots of the aperture; an access raises SIGBUS when no slot can be
+ * had, as peers hold them all, or when the device is gone.
+ *
+ * ENOENT: no such handle.
+ */
+struct drm_p2pgpu_gem_mmap_offset {
+	/** @handle: in */
+	__u32 handle;
+	/** @pad: 0 */
+	__u32 pad;
+	/** @offset: out: the offset to pass to mmap on this file */
+	__u64 offset;
+};
+
+/* The object may be mapped by peers. */
+#define P2PGPU_PEER_EXPORTABLE		(1 << 0)
+
+/**
+ * struct drm_p2pgpu_gem_set_peer - say whether peers may map an object
+ *
+ * Without the flag an object cannot be exported (EPERM from the PRIME ioctl)
+ * and no peer maps it. Clearing the flag invalidates the importers that hold
+ * it; they cannot map it again.
+ *
+ * EINVAL: unknown flag. ENOENT: no such handle.
+ */
+struct drm_p2pgpu_gem_set_peer {
+	/** @handle: in */
+	__u32 handle;
+	/** @flags: in: any of P2PGPU_PEER_* */
+	__u32 flags;
+};
+
+/**
+ * struct drm_p2pgpu_gem_info - the state of an object
+ *
+ * ENOENT: no such handle.
+ */
+struct drm_p2pgpu_gem_info {
+	/** @handle: in */
+	__u32 handle;
+	/** @pad: 0 */
+	__u32 pad;
+	/** @size: out: bytes */
+	__u64 size;
+	/** @placement: out: one of P2PGPU_PLACEMENT_* */
+	__u32 placement;
+	/** @peer_flags: out: any of P2PGPU_PEER_* */
+	__u32 peer_flags;
+	/** @slots: out: slots that show pages of the object */
+	__u32 slots;
+	/** @peer_slots: out: those that peers hold */
+	__u32 peer_slots;
+	/** @importers: out: attached importers */
+	__u32 importers;
+	/** @pins: out: importers that pin the object where it is */
+	__u32 pins;
+	/** @invalidations: out: times that importers were told to let go */
+	__u64 invalidations;
+	/** @peer_maps: out: mappings given to importers through the aperture */
+	__u64 peer_maps;
+	/** @system_maps: out: mappings given to importers in system memory */
+	__u64 system_maps;
+};
+
+/* The object can be mapped by the peer now. */
+#define P2PGPU_PEER_YES			0
+/* The object is not flagged P2PGPU_PEER_EXPORTABLE. */
+#define P2PGPU_PEER_NOT_FLAGGED		1
+/* There is no route for peer-to-peer DMA between the two devices. */
+#define P2PGPU_PEER_NO_ROUTE		2
+/* Too few slots can be had now. */
+#define P2PGPU_PEER_NO_SLOTS		3
+/* The object has more pages than the aperture has slots. */
+#define P2PGPU_PEER_TOO_LARGE		4
+
+/* How the peer reaches the aperture. */
+#define P2PGPU_ROUTE_NONE		0
+/* Through PCIe switches only, by bus address. */
+#define P2PGPU_ROUTE_SWITCH		1
+/* Through the host bridge (and the IOMMU, where there is one). */
+#define P2PGPU_ROUTE_HOST_BRIDGE	2
+
+/**
+ * struct drm_p2pgpu_peer_query - can a peer map this object?
+ *
+ * The answer is that of this moment: what the object would need if it were in
+ * VRAM, and whether that can be had now. It reserves nothing.
+ *
+ * ENOENT: no such handle. ENXIO: no such PCI device. EINVAL: the address is
+ * malformed.
+ */
+struct drm_p2pgpu_peer_query {
+	/** @handle: in */
+	__u32 handle;
+	/** @pci_domain: in: PCI segment of the peer */
+	__u32 pci_domain;
+	/** @pci_bus: in: 0 to 255 */
+	__u32 pci_bus;
+	/** @pci_device: in: 0 to 31 */
+	__u32 pci_device;
+	/** @pci_function: in: 0 to 7 */
+	__u32 pci_function;
+	/** @verdict: out: P2PGPU_PEER_YES, or why not */
+	__u32 verdict;
+	/** @route: out: one of P2PGPU_ROUTE_* */
+	__u32 route;
+	/** @slots_needed: out: slots that the object lacks for a peer mapping */
+	__u32 slots_needed;
+	/** @slots_available: out: as P2PGPU_PARAM_SLOTS_AVAILABLE */
+	__u32 slots_available;
+	/** @slots_total: out: as P2PGPU_PARAM_SLOTS_TOTAL */
+	__u32 slots_total;
+};
+
+/**
+ * struct drm_p2pgpu_gem_move - migrate an object
+ *
+ * Importers are invalidated and CPU mappings zapped; both come back by
+ * themselves. Returns when the bytes are in their new place. Moving an object
+ * to where it is does nothing.
+ *
+ * EBUSY: an importer pins the object. ENOSPC: not enough free VRAM. EINVAL:
+ * unknown placement or flag. ENOENT: no such handle. EIO: the copy failed and
+ * the object is where it was.
+ */
+struct drm_p2pgpu_gem_move {
+	/** @handle: in */
+	__u32 handle;
+	/** @placement: in: one of P2PGPU_PLACEMENT_* */
+	__u32 placement;
+	/** @flags: in: 0 */
+	__u32 flags;
+	/** @pad: 0 */
+	__u32 pad;
+};
+
+/**
+ * struct drm_p2pgpu_gem_copy - copy between objects with the copy engine
+ *
+ * Returns when the copy is done. The objects may be in any placement and may
+ * be one object, if the ranges do not overlap.
+ *
+ * EINVAL: a range is empty, past the end of its object, or overlaps the other.
+ * ENOENT: no such handle. EIO: the engine failed.
+ */
+struct drm_p2pgpu_gem_copy {
+	/** @src_handle: in */
+	__u32 src_handle;
+	/** @dst_handle: in */
+	__u32 dst_handle;
+	/** @src_offset: in: bytes */
+	__u64 src_offset;
+	/** @dst_offset: in: bytes */
+	__u64 dst_offset;
+	/** @size: in: bytes */
+	__u64 size;
+};
+
+#define P2PGPU_DIGEST_SIZE		32
+
+/**
+ * struct drm_p2pgpu_gem_checksum - SHA-256 of a range, by the copy engine
+ *
+ * EINVAL: the range is empty or past the end of the object. ENOENT: no such
+ * handle. EIO: the engine failed.
+ */
+struct drm_p2pgpu_gem_checksum {
+	/** @handle: in */
+	__u32 handle;
+	/** @pad: 0 */
+	__u32 pad;
+	/** @offset: in: bytes */
+	__u64 offset;
+	/** @size: in: bytes */
+	__u64 size;
+	/** @digest: out */
+	__u8 digest[P2PGPU_DIGEST_SIZE];
+};
+
+#define DRM_P2PGPU_GETPARAM		0x00
+#define DRM_P2PGPU_GEM_CREATE		0x01
+#define DRM_P2PGPU_GEM_MMAP_OFFSET	0x02
+#define DRM_P2PGPU_GEM_INFO		0x03
+#define DRM_P2PGPU_GEM_SET_PEER		0x04
+#define DRM_P2PGPU_PEER_QUERY		0x05
+#define DRM_P2PGPU_GEM_MOVE		0x06
+#define DRM_P2PGPU_GEM_COPY		0x07
+#define DRM_P2PGPU_GEM_CHECKSUM		0x08
+
+/* An enum, so that Rust's bindgen evaluates the values. */
+enum {
+	DRM_IOCTL_P2PGPU_GETPARAM = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GETPARAM,
+					     struct drm_p2pgpu_getparam),
+	DRM_IOCTL_P2PGPU_GEM_CREATE = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GEM_CREATE,
+					       struct drm_p2pgpu_gem_create),
+	DRM_IOCTL_P2PGPU_GEM_MMAP_OFFSET = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GEM_MMAP_OFFSET,
+						    struct drm_p2pgpu_gem_mmap_offset),
+	DRM_IOCTL_P2PGPU_GEM_INFO = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GEM_INFO,
+					     struct drm_p2pgpu_gem_info),
+	DRM_IOCTL_P2PGPU_GEM_SET_PEER = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GEM_SET_PEER,
+						 struct drm_p2pgpu_gem_set_peer),
+	DRM_IOCTL_P2PGPU_PEER_QUERY = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_PEER_QUERY,
+					       struct drm_p2pgpu_peer_query),
+	DRM_IOCTL_P2PGPU_GEM_MOVE = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GEM_MOVE,
+					     struct drm_p2pgpu_gem_move),
+	DRM_IOCTL_P2PGPU_GEM_COPY = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GEM_COPY,
+					     struct drm_p2pgpu_gem_copy),
+	DRM_IOCTL_P2PGPU_GEM_CHECKSUM = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GEM_CHECKSUM,
+						 struct drm_p2pgpu_gem_checksum),
+};
+
+#if defined(__cplusplus)
+}
+#endif
+
+#endif /* _UAPI_P2PGPU_DRM_H_ */
