@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Exporters: the owners of a buffer's backing, who decide who may reach it, how and where.
+//!
+//! The rules that the types do not enforce:
+//!
+//! - `attach` runs without the reservation lock; what it found can have changed when `map` runs,
+//!   which decides again.
+//! - `pin` returns when moves and clears are done, and never fails with `EBUSY`.
+//! - Backing that an importer had mapped is reused only after the fences of the reservation
+//!   object *and* the importer's unmap.
+
+use super::{
+    pages::{
+        PageTable,
+        Pages, //
+    },
+    resv::Held,
+    DmaBuf, //
+};
+use crate::{
+    bindings,
+    device::Device,
+    dma::DataDirection,
+    error::from_err_ptr,
+    io::PhysAddr,
+    new_mutex,
+    pci::p2pdma::Provider,
+    prelude::*,
+    sync::Mutex, //
+};
+use core::{
+    ffi::c_void,
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
+/// What a dma-buf's private pointer points to, a GEM object for example.
+///
+/// # Safety
+///
+/// `from_priv` returns the object that was exported with this private pointer.
+pub unsafe trait Source: Sized {
+    /// # Safety
+    ///
+    /// `raw` is the private pointer of a dma-buf that exports a `Self`, alive for all of `'a`.
+    unsafe fn from_priv<'a>(raw: *mut c_void) -> &'a Self;
+}
+
+/// The callbacks of an exporter that moves its backing.
+pub trait Exporter: Sized + 'static {
+    /// What is exported.
+    type Source: Source;
+
+    /// The exporter's data for one importer.
+    type Attachment: Send + Sync;
+
+    /// What one mapping holds until the importer undoes it: slots of an aperture for example.
+    type Mapping: Send;
+
+    /// May this importer attach? Called without the lock.
+    fn attach(source: &Self::Source, importer: &ImporterInfo<'_>) -> Result<Self::Attachment>;
+
+    /// The importer goes. Called without the lock; there are no mappings left.
+    fn detach(source: &Self::Source, data: Self::Attachment);
+
+    /// Keep the backing where it is, where all importers that are attached can reach it.
+    fn pin(
+        source: &Self::Source,
+        importer: &ImporterInfo<'_>,
+        data: &Self::Attachment,
+        held: Held<'_>,
+    ) -> Result;
+
+    /// Undoes one `pin`.
+    fn unpin(source: &Self::Source, data: &Self::Attachment, held: Held<'_>);
+
+    /// Map the backing for the importer: where it is, or where the exporter moves it first.
+    fn map<'a>(
+        source: &Self::Source,
+        importer: &'a ImporterInfo<'a>,
+        data: &Self::Attachment,
+        held: Held<'_>,
+        dir: DataDirection,
+    ) -> Result<(Table<'a>, Self::Mapping)>;
+
+    /// The importer no longer uses this mapping.
+    fn unmap(
+        source: &Self::Source,
+        data: &Self::Attachment,
+        held: Held<'_>,
+        mapping: Self::Mapping,
+    );
+}
+
+/// An importer as its exporter sees it.
+///
+/// # Invariants
+///
+/// `raw` is a valid attachment for all of `'a`.
+pub struct ImporterInfo<'a> {
+    raw: NonNull<bindings::dma_buf_attachment>,
+    _attachment: PhantomData<&'a ()>,
+}
+
+impl ImporterInfo<'_> {
+    fn raw(&self) -> &bindings::dma_buf_attachment {
+        // SAFETY: By the type invariant.
+        unsafe { self.raw.as_ref() }
+    }
+
+    /// The buffer.
+    pub fn dmabuf(&self) -> &DmaBuf {
+        // SAFETY: The buffer of a valid attachment is valid.
+        unsafe { DmaBuf::from_raw(self.raw().dmabuf) }
+    }
+
+    /// The importing device.
+    pub fn device(&self) -> &Device {
+        // SAFETY: The device of an attachment is valid for as long as the attachment.
+        unsafe { Device::from_raw(self.raw().dev) }
+    }
+
+    /// Whether the importer can use addresses of memory without `struct page`.
+    pub fn is_peer(&self) -> bool {
+        self.raw().peer2peer
+    }
+
+    /// Whether the importer pins before it maps (`false`), or may be told to let go.
+    pub fn is_dynamic(&self) -> bool {
+        !self.raw().importer_ops.is_null()
+    }
+
+    /// Whether the importer can be told that a mapping is taken back.
+    pub fn can_be_invalidated(&self) -> bool {
+        // SAFETY: The attachment is valid.
+        unsafe { bindings::dma_buf_attach_revocable(self.raw.as_ptr()) }
+    }
+
+    /// Maps ranges of a BAR for the importer: pairs of physical address and length in bytes,
+    /// multiples of the page size. Called from [`Exporter::map`].
+    ///
+    /// `EINVAL`: there is no route, or `ranges` is empty.
+    pub fn map_bar<'a>(
+        &'a self,
+        provider: &Provider<'_>,
+        ranges: &[(PhysAddr, usize)],
+        held: Held<'_>,
+        dir: DataDirection,
+    ) -> Result<Table<'a>> {
+        held.check(self.dmabuf().resv())?;
+
+        let mut vec = KVVec::with_capacity(ranges.len(), GFP_KERNEL)?;
+        let mut size = 0usize;
+        for &(paddr, len) in ranges {
+            vec.push(bindings::phys_vec { paddr, len }, GFP_KERNEL)?;
+            size = size.checked_add(len).ok_or(EOVERFLOW)?;
+        }
+
+        // SAFETY: The attachment is valid and the reservation lock is held; `vec` holds ranges of
+        // the provider's BAR, of `size` bytes in all.
+        let sgt = from_err_ptr(unsafe {
+            bindings::dma_buf_phys_vec_to_sgt(
+                self.raw.as_ptr(),
+                provider.as_raw(),
+                vec.as_mut_ptr(),
+                vec.len(),
+                size,
+                dir.into(),
+            )
+        })?;
+        let sgt = NonNull::new(sgt).ok_or(ENOMEM)?;
+        // INVARIANT: We made it so; the lifetime keeps it from leaving the callback but through
+        // `Ops::map`, which keeps it until `Ops::unmap`.
+        let table = BarTable {
+            sgt,
+            raw: self.raw,
+            dir,
+        };
+        Ok(Table(Backing::Bar(table), PhantomData))
+    }
+
+    /// Maps system pages for the importer. Called from [`Exporter::map`].
+    ///
+    /// The caller keeps `pages` alive until [`Exporter::unmap`], in the mapping's data.
+    pub fn map_pages<'a>(&'a self, pages: &Pages, dir: DataDirection) -> Result<Table<'a>> {
+        let table = pages.map_table(self.device(), dir)?;
+        Ok(Table(Backing::Pages(table), PhantomData))
+    }
+}
+
+/// A table made by `dma_buf_phys_vec_to_sgt()`.
+///
+/// # Invariants
+///
+/// `sgt` was made for the attachment `raw` in direction `dir`. The value is dropped while the
+/// attachment is valid and its reservation lock is held: in the callback that made it, or in that
+/// which unmaps it.
+struct BarTable {
+    sgt: NonNull<bindings::sg_table>,
+    raw: NonNull<bindings::dma_buf_attachment>,
+    dir: DataDirection,
+}
+
+// SAFETY: Tables are plain memory.
+unsafe impl Send for BarTable {}
+
+impl Drop for BarTable {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe {
+            bindings::dma_buf_free_sgt(self.raw.as_ptr(), self.sgt.as_ptr(), self.dir.into())
+        };
+    }
+}
+
+enum Backing {
+    Bar(BarTable),
+    Pages(KBox<PageTable>),
+}
+
+impl Backing {
+    fn sgt(&mut self) -> *mut bindings::sg_table {
+        match self {
+            Self::Bar(table) => table.sgt.as_ptr(),
+            Self::Pages(table) => &mut table.sgt,
+        }
+    }
+}
+
+/// DMA addresses for an importer, on their way from [`Exporter::map`] to it.
+pub struct Table<'a>(Backing, PhantomData<&'a ImporterInfo<'a>>);
+
+/// One mapping that an importer holds.
+struct Record<M> {
+    backing: Backing,
+    mapping: M,
+}
+
+/// The private data of an attachment.
+#[pin_data]
+struct Attached<E: Exporter> {
+    /// Changed with the reservation lock held; the mutex is never held over a call out.
+    #[pin]
+    records: Mutex<KVec<Record<E::Mapping>>>,
+    data: E::Attachment,
+}
+
+/// The C operations of exporter `E`.
+pub struct Ops<E>(PhantomData<E>);
+
+impl<E: Exporter> Ops<E> {
+    /// The table of operations; `release` and `mmap` are those of the kind of source.
+    pub(crate) const fn table(
+        release: unsafe extern "C" fn(*mut bindings::dma_buf),
+        mmap: Option<
+            unsafe extern "C" fn(*mut bindings::dma_buf, *mut bindings::vm_area_struct) -> c_int,
+        >,
+    ) -> bindings::dma_buf_ops {
+        bindings::dma_buf_ops {
+            attach: Some(Self::attach),
+            detach: Some(Self::detach),
+            pin: Some(Self::pin),
+            unpin: Some(Self::unpin),
+            map_dma_buf: Some(Self::map),
+            unmap_dma_buf: Some(Self::unmap),
+            release: Some(release),
+            mmap,
+            ..pin_init::zeroed()
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `raw` is a valid attachment of a buffer of exporter `E`, in a callback of the core.
+    unsafe fn importer<'a>(
+        raw: *mut bindings::dma_buf_attachment,
+    ) -> (ImporterInfo<'a>, &'a E::Source) {
+        // SAFETY: The caller promises a valid attachment; the buffer's private pointer is what it
+        // was exported with.
+        let source = unsafe { E::Source::from_priv((*(*raw).dmabuf).priv_) };
+        // INVARIANT: The attachment is valid for the duration of the callback.
+        let importer = ImporterInfo {
+            // SAFETY: The core passes no null pointers.
+            raw: unsafe { NonNull::new_unchecked(raw) },
+            _attachment: PhantomData,
+        };
+        (importer, source)
+    }
+
+    /// # Safety
+    ///
+    /// As for `importer`, after `attach` and before `detach`.
+    unsafe fn attached<'a>(raw: *mut bindings::dma_buf_attachment) -> &'a Attached<E> {
+        // SAFETY: `attach` has set the private pointer.
+        unsafe { &*(*raw).priv_.cast_const().cast::<Attached<E>>() }
+    }
+
+    /// # Safety
+    ///
+    /// As for `importer`, in a callback that the core makes with the reservation lock held.
+    unsafe fn held<'a>(raw: *mut bindings::dma_buf_attachment) -> Held<'a> {
+        // SAFETY: The caller promises so.
+        unsafe { Held::assume((*(*raw).dmabuf).resv) }
+    }
+
+    unsafe extern "C" fn attach(
+        _dmabuf: *mut bindings::dma_buf,
+        raw: *mut bindings::dma_buf_attachment,
+    ) -> c_int {
+        // SAFETY: The core passes a valid attachment of our buffer.
+        let (importer, source) = unsafe { Self::importer(raw) };
+        let attached = E::attach(source, &importer).and_then(|data| {
+            KBox::pin_init(
+                try_pin_init!(Attached::<E> {
+                    records <- new_mutex!(KVec::new(), "dma_buf::exporter::records"),
+                    data,
+                }? Error),
+                GFP_KERNEL,
+            )
+        });
+        match attached {
+            Ok(attached) => {
+                // SAFETY: Nothing moves out of the box until `detach`.
+                let attached = KBox::into_raw(unsafe { Pin::into_inner_unchecked(attached) });
+                // SAFETY: The attachment is valid, and its private pointer is the exporter's.
+                unsafe { (*raw).priv_ = attached.cast() };
+                0
+            }
+            Err(error) => error.to_errno(),
+        }
+    }
+
+    unsafe extern "C" fn detach(
+        _dmabuf: *mut bindings::dma_buf,
+        raw: *mut bindings::dma_buf_attachment,
+    ) {
+        // SAFETY: The core passes a valid attachment of our buffer, for the last time.
+        let (_, source) = unsafe { Self::importer(raw) };
+        // SAFETY: `attach` put the box there, and nobody uses it any more.
+        let attached = unsafe { KBox::from_raw((*raw).priv_.cast::<Attached<E>>()) };
+        E::detach(source, KBox::into_inner(attached).data);
+    }
+
+    unsafe extern "C" fn pin(raw: *mut bindings::dma_buf_attachment) -> c_int {
+        // SAFETY: The core passes a valid attachment of our buffer, with the lock held.
+        let ((importer, source), attached, held) =
+            unsafe { (Self::importer(raw), Self::attached(raw), Self::held(raw)) };
+        match E::pin(source, &importer, &attached.data, held) {
+            Ok(()) => 0,
+            Err(error) => error.to_errno(),
+        }
+    }
+
+    unsafe extern "C" fn unpin(raw: *mut bindings::dma_buf_attachment) {
+        // SAFETY: The core passes a valid attachment of our buffer, with the lock held.
+        let ((_, source), attached, held) =
+            unsafe { (Self::importer(raw), Self::attached(raw), Self::held(raw)) };
+        E::unpin(source, &attached.data, held);
+    }
+
+    unsafe extern "C" fn map(
+        raw: *mut bindings::dma_buf_attachment,
+        dir: bindings::dma_data_direction,
+    ) -> *mut bindings::sg_table {
+        // SAFETY: The core passes a valid attachment of our buffer, with the lock held.
+        let ((importer, source), attached, held) =
+            unsafe { (Self::importer(raw), Self::attached(raw), Self::held(raw)) };
+        let record = direction(dir).and_then(|dir| {
+            // Room first: what has been mapped is not undone because memory ran out.
+            attached.records.lock().reserve(1, GFP_KERNEL)?;
+            let (table, mapping) = E::map(source, &importer, &attached.data, held, dir)?;
+            Ok(Record {
+                backing: table.0,
+                mapping,
+            })
+        });
+        match record {
+            Ok(mut record) => {
+                let sgt = record.backing.sgt();
+                // The room was reserved under the reservation lock, which is still held.
+                let pushed = attached.records.lock().push_within_capacity(record);
+                match pushed {
+                    Ok(()) => sgt,
+                    Err(_) => ENOMEM.to_ptr(),
+                }
+            }
+            Err(error) => error.to_ptr(),
+        }
+    }
+
+    unsafe extern "C" fn unmap(
+        raw: *mut bindings::dma_buf_attachment,
+        sgt: *mut bindings::sg_table,
+        _dir: bindings::dma_data_direction,
+    ) {
+        // SAFETY: The core passes a valid attachment of our buffer, with the lock held.
+        let ((_, source), attached, held) =
+            unsafe { (Self::importer(raw), Self::attached(raw), Self::held(raw)) };
+        let record = {
+            let mut records = attached.records.lock();
+            let found = records
+                .iter_mut()
+                .position(|record| core::ptr::eq(record.backing.sgt(), sgt));
+            found.and_then(|index| records.remove(index).ok())
+        };
+        if let Some(Record { backing, mapping }) = record {
+            drop(backing);
+            E::unmap(source, &attached.data, held, mapping);
+        }
+    }
+}
+
+fn direction(dir: bindings::dma_data_direction) -> Result<DataDirection> {
+    match dir {
+        bindings::dma_data_direction::DMA_BIDIRECTIONAL => Ok(DataDirection::Bidirectional),
+        bindings::dma_data_direction::DMA_TO_DEVICE => Ok(DataDirection::ToDevice),
+        bindings::dma_data_direction::DMA_FROM_DEVICE => Ok(DataDirection::FromDevice),
+        _ => Err(EINVAL),
+    }
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Fences: work that ends in bounded time.
+//!
+//! C header: [`include/linux/dma-fence.h`](srctree/include/linux/dma-fence.h)
+
+use crate::{
+    bindings,
+    prelude::*,
+    sync::{
+        aref::{
+            ARef,
+            AlwaysRefCounted, //
+        },
+        atomic::{
+            Atomic,
+            Relaxed, //
+        }, //
+    },
+    time::Jiffies,
+    types::Opaque, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
+/// A `struct dma_fence`.
+///
+/// # Invariants
+///
+/// Instances are initialized, refcounted fences.
+#[repr(transparent)]
+pub struct Fence(Opaque<bindings::dma_fence>);
+
+// SAFETY: Fences are made to be shared, and may be released from any context.
+unsafe impl Send for Fence {}
+// SAFETY: As above.
+unsafe impl Sync for Fence {}
+
+// SAFETY: `dma_fence_get()` and `dma_fence_put()` count references.
+unsafe impl AlwaysRefCounted for Fence {
+    fn inc_ref(&self) {
+        // SAFETY: The shared reference means that the refcount is not zero.
+        unsafe { bindings::dma_fence_get(self.as_raw()) };
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        // SAFETY: The caller gives up a reference that it owns.
+        unsafe { bindings::dma_fence_put(obj.as_ptr().cast()) };
+    }
+}
+
+impl Fence {
+    pub(super) fn as_raw(&self) -> *mut bindings::dma_fence {
+        self.0.get()
+    }
+
+    /// Whether the work has ended.
+    pub fn is_signaled(&self) -> bool {
+        // SAFETY: `self` is a valid fence.
+        unsafe { bindings::dma_fence_is_signaled(self.as_raw()) }
+    }
+
+    /// How the work ended: `None` if it has not.
+    pub fn status(&self) -> Option<Result> {
+        // SAFETY: `self` is a valid fence.
+        match unsafe { bindings::dma_fence_get_status(self.as_raw()) } {
+            0 => None,
+            errno if errno < 0 => Some(Err(Error::from_errno(errno))),
+            _ => Some(Ok(())),
+        }
+    }
+
+    /// Waits for the work to end, for at most `timeout`, and returns how it ended.
+    ///
+    /// `ETIMEDOUT`: it has not.
+    pub fn wait(&self, timeout: Jiffies) -> Result {
+        // SAFETY: `self` is a valid fence; a wait that is not interruptible returns no error.
+        let left = unsafe {
+            bindings::dma_fence_wait_timeout(
+                self.as_raw(),
+                false,
+                timeout.try_into().unwrap_or(isize::MAX),
+            )
+        };
+        if left == 0 {
+            return Err(ETIMEDOUT);
+        }
+        self.status().unwrap_or(Err(ETIMEDOUT))
+    }
+}
+
+/// The names that a driver's fences show in debugfs and traces.
+pub trait Names: 'static {
+    /// Name of the driver.
+    const DRIVER: &'static CStr;
+    /// Name of the timeline, an engine for example.
+    const TIMELINE: &'static CStr;
+}
+
+/// A timeline: fences of one timeline signal in the order in which they were made.
+pub struct Timeline<N: Names> {
+    context: u64,
+    next: Atomic<u64>,
+    _names: PhantomData<N>,
+}
+
+impl<N: Names> Timeline<N> {
+    const OPS: bindings::dma_fence_ops = bindings::dma_fence_ops {
+        get_driver_name: Some(Self::driver_name),
+        get_timeline_name: Some(Self::timeline_name),
+        ..pin_init::zeroed()
+    };
+
+    unsafe extern "C" fn driver_name(_fence: *mut bindings::dma_fence) -> *const c_char {
+        N::DRIVER.as_char_ptr()
+    }
+
+    unsafe extern "C" fn timeline_name(_fence: *mut bindings::dma_fence) -> *const c_char {
+        N::TIMELINE.as_char_ptr()
+    }
+
+    /// Makes a timeline of its own context.
+    pub fn new() -> Self {
+        Self {
+            // SAFETY: There are no requirements.
+            context: unsafe { bindings::dma_fence_context_alloc(1) },
+            next: Atomic::new(1),
+            _names: PhantomData,
+        }
+    }
+
+    /// Makes the next fence of the timeline.
+    ///
+    /// Call it under the lock that orders submission, so that fences signal in order.
+    pub fn fence(&self) -> Result<PendingFence> {
+        let fence = KBox::new(
+            Fence(Opaque::new(bindings::dma_fence::default())),
+            GFP_KERNEL,
+        )?;
+        let seqno = self.next.fetch_add(1, Relaxed);
+
+        // SAFETY: The fence is ours alone. `OPS` is a constant of static lifetime. Without an
+        // external lock the fence uses its own.
+        unsafe {
+            bindings::dma_fence_init64(
+                fence.as_raw(),
+                &const { Self::OPS },
+                core::ptr::null_mut(),
+                self.context,
+                seqno,
+            )
+        };
+
+        let fence = NonNull::from(KBox::leak(fence));
+        Ok(PendingFence {
+            // SAFETY: `dma_fence_init64()` gave us the first reference. Without a `release`
+            // operation the last one frees the fence with `kfree_rcu()`, which matches the `KBox`
+            // whose only content, at offset 0, is the fence.
+            fence: unsafe { ARef::from_raw(fence) },
+            outcome: Err(ECANCELED),
+        })
+    }
+}
+
+impl<N: Names> Default for Timeline<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The end of a fence that signals it.
+///
+/// Whoever holds it has promised that the work ends. Dropping it signals, so that a fence cannot
+/// be forgotten: with `ECANCELED`, unless [`PendingFence::signal`] said how the work ended.
+/// Signalling is possible from any context.
+pub struct PendingFence {
+    fence: ARef<Fence>,
+    outcome: Result,
+}
+
+impl PendingFence {
+    /// The fence, to wait for or to add to a reservation object.
+    pub fn fence(&self) -> &Fence {
+        &self.fence
+    }
+
+    /// Signals that the work has ended, well or not.
+    pub fn signal(mut self, outcome: Result) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for PendingFence {
+    fn drop(&mut self) {
+        let raw = self.fence.as_raw();
+        if let Err(error) = self.outcome {
+            // SAFETY: The fence is valid and not signalled yet: only `self` signals it, here.
+            unsafe { bindings::dma_fence_set_error(raw, error.to_errno()) };
+        }
+        // SAFETY: The fence is valid.
+        unsafe { bindings::dma_fence_signal(raw) };
+    }
+}

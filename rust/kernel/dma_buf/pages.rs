@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! System pages that stand in for device memory: an object's backing while it is not in VRAM.
+
+use crate::{
+    bindings,
+    device::{
+        Bound,
+        Device, //
+    },
+    dma::DataDirection,
+    error::to_result,
+    page::{
+        Page,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    scatterlist::SGTable,
+    sync::aref::ARef,
+};
+use core::ptr;
+
+/// A number of zeroed pages, accounted to the task that allocates them.
+pub struct Pages(KVVec<Page>);
+
+impl Pages {
+    /// Allocates `count` pages, not 0.
+    pub fn zeroed(count: usize) -> Result<Self> {
+        if count == 0 {
+            return Err(EINVAL);
+        }
+        let mut pages = KVVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            pages.push(Page::alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?, GFP_KERNEL)?;
+        }
+        Ok(Self(pages))
+    }
+
+    /// Number of pages.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Page-frame number of page `index`.
+    pub fn pfn(&self, index: usize) -> Option<usize> {
+        let page = self.0.get(index)?;
+        // SAFETY: `page` is a valid page.
+        Some(unsafe { bindings::page_to_pfn(page.as_ptr()) })
+    }
+
+    /// Maps all pages for DMA by `dev`, for as long as the returned table lives.
+    pub fn map<'a>(
+        &'a self,
+        dev: &'a Device<Bound>,
+        dir: DataDirection,
+    ) -> Result<MappedPages<'a>> {
+        Ok(MappedPages {
+            table: self.map_table(dev, dir)?,
+            _pages: self,
+        })
+    }
+
+    /// As [`Pages::map`], but leaves it to the caller to keep the pages and the device's driver
+    /// bound until the table is dropped.
+    pub(super) fn map_table(&self, dev: &Device, dir: DataDirection) -> Result<KBox<PageTable>> {
+        let mut list = KVVec::with_capacity(self.0.len(), GFP_KERNEL)?;
+        for page in &self.0 {
+            list.push(page.as_ptr(), GFP_KERNEL)?;
+        }
+        let bytes = list.len().checked_mul(PAGE_SIZE).ok_or(EOVERFLOW)?;
+        // SAFETY: `dev` is a valid device.
+        let max_segment = match unsafe { bindings::dma_max_mapping_size(dev.as_raw()) } {
+            0 => u32::MAX,
+            bytes => u32::try_from(bytes).unwrap_or(u32::MAX),
+        };
+
+        let mut table = KBox::new(
+            PageTable {
+                sgt: bindings::sg_table::default(),
+                dev: dev.into(),
+                dir,
+                state: TableState::Empty,
+            },
+            GFP_KERNEL,
+        )?;
+        // SAFETY: `list` holds valid pages, at least one, of `bytes` bytes in all.
+        to_result(unsafe {
+            bindings::sg_alloc_table_from_pages_segment(
+                &mut table.sgt,
+                list.as_mut_ptr(),
+                u32::try_from(list.len())?,
+                0,
+                bytes,
+                max_segment,
+                bindings::GFP_KERNEL,
+            )
+        })?;
+        table.state = TableState::Allocated;
+        // SAFETY: `dev` is a valid device and `table.sgt` a valid table of pages.
+        to_result(unsafe {
+            bindings::dma_map_sgtable(dev.as_raw(), &mut table.sgt, dir.into(), 0)
+        })?;
+        table.state = TableState::Mapped;
+        Ok(table)
+    }
+}
+
+/// [`Pages`] mapped for DMA.
+pub struct MappedPages<'a> {
+    table: KBox<PageTable>,
+    _pages: &'a Pages,
+}
+
+impl MappedPages<'_> {
+    /// The DMA addresses.
+    pub fn table(&self) -> &SGTable {
+        // SAFETY: The table is valid and not changed while `self` lives.
+        unsafe { SGTable::from_raw(ptr::from_ref(&self.table.sgt).cast_mut()) }
+    }
+}
+
+enum TableState {
+    Empty,
+    Allocated,
+    Mapped,
+}
+
+/// A scatter-gather table of pages, mapped for a device.
+///
+/// # Invariants
+///
+/// `state` says what `sgt` holds; `sgt` is mapped for `dev` in direction `dir` if it is `Mapped`.
+pub(super) struct PageTable {
+    pub(super) sgt: bindings::sg_table,
+    dev: ARef<Device>,
+    dir: DataDirection,
+    state: TableState,
+}
+
+// SAFETY: The table is plain memory; mapping and unmapping work from any thread.
+unsafe impl Send for PageTable {}
+// SAFETY: A shared table is only read.
+unsafe impl Sync for PageTable {}
+
+impl Drop for PageTable {
+    fn drop(&mut self) {
+        if matches!(self.state, TableState::Mapped) {
+            // SAFETY: By the type invariant the table is mapped so, and we unmap it once.
+            unsafe {
+                bindings::dma_unmap_sgtable(self.dev.as_raw(), &mut self.sgt, self.dir.into(), 0)
+            };
+        }
+        if !matches!(self.state, TableState::Empty) {
+            // SAFETY: By the type invariant the table is allocated, and we free it once.
+            unsafe { bindings::sg_free_table(&mut self.sgt) };
+        }
+    }
+}

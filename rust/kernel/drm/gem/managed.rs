@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! GEM objects whose driver manages the backing itself.
+//!
+//! The bytes of a [`managed::Object`](Object) are where the driver says, at any time: in device
+//! memory, in system pages, or moving. The driver is called for each page that a CPU touches and
+//! for each importer that wants to reach the object, and takes back what it gave out with
+//! [`Object::zap`] and [`DmaBuf::invalidate`](crate::dma_buf::DmaBuf::invalidate).
+//!
+//! C header: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h)
+
+use crate::{
+    bindings,
+    dma_buf::{
+        exporter::{
+            Exporter,
+            Ops,
+            Source, //
+        },
+        resv::Resv, //
+    },
+    drm::{
+        self,
+        driver,
+        private::Sealed,
+        Device,
+        Ioctl,
+        Registered, //
+    },
+    mm::fault::{
+        Fault,
+        Outcome, //
+    },
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::aref::ARef,
+    types::Opaque, //
+};
+use core::{
+    ops::{
+        Deref,
+        Range, //
+    },
+    ptr::{
+        self,
+        NonNull, //
+    }, //
+};
+
+use super::{
+    BaseObject,
+    BaseObjectPrivate,
+    DriverObject,
+    IntoGEMObject, //
+};
+
+/// What a driver does for its managed objects, beside exporting them.
+pub trait Backing: DriverObject + Exporter<Source = Object<Self>> {
+    /// A CPU touched page `page`, below the number of pages: install its page-table entry.
+    ///
+    /// Called with `mmap_lock` or the mapping's own lock held. The object's reservation lock may
+    /// be taken.
+    fn fault(
+        obj: &Object<Self>,
+        dev: &Device<Self::Driver, Registered>,
+        page: usize,
+        fault: &Fault<'_>,
+    ) -> Outcome;
+
+    /// May the object be exported? Called each time that a new dma-buf would be made of it.
+    fn export(obj: &Object<Self>) -> Result;
+
+    /// The last reference is gone: return what the object holds. May sleep.
+    fn free(obj: &Object<Self>);
+}
+
+/// A GEM object with a backing of the driver's own.
+///
+/// Objects are made for registered devices only, so that the device of any object has been
+/// registered.
+///
+/// # Invariants
+///
+/// - `obj` is a valid instance of a `struct drm_gem_object` with an mmap offset.
+/// - Its device is a `Device<T::Driver>` that has been registered.
+#[repr(C)]
+#[pin_data]
+pub struct Object<T: Backing> {
+    obj: Opaque<bindings::drm_gem_object>,
+    #[pin]
+    data: T,
+}
+
+super::impl_aref_for_gem_obj! {
+    impl<T> for Object<T>
+    where
+        T: Backing
+}
+
+// SAFETY: All GEM objects are thread-safe, and `T` is `Send` and `Sync`.
+unsafe impl<T: Backing> Send for Object<T> {}
+
+// SAFETY: All GEM objects are thread-safe, and `T` is `Send` and `Sync`.
+unsafe impl<T: Backing> Sync for Object<T> {}
+
+impl<T: Backing> Object<T> {
+    const OBJECT_FUNCS: bindings::drm_gem_object_funcs = bindings::drm_gem_object_funcs {
+        free: Some(Self::free_callback),
+        open: Some(super::open_callback::<T>),
+        close: Some(super::close_callback::<T>),
+        export: Some(Self::export_callback),
+        mmap: Some(Self::mmap_callback),
+        vm_ops: &Self::VM_OPS,
+        ..pin_init::zeroed()
+    };
+
+    const VM_OPS: bindings::vm_operations_struct = bindings::vm_operations_struct {
+        fault: Some(Self::fault_callback),
+        open: Some(bindings::drm_gem_vm_open),
+        close: Some(bindings::drm_gem_vm_close),
+        ..pin_init::zeroed()
+    };
+
+    /// Makes an object of `size` bytes, a multiple of the page size and not 0 (else `EINVAL`).
+    pub fn new(
+        dev: &Device<T::Driver, Registered>,
+        size: usize,
+        args: T::Args,
+    ) -> Result<ARef<Self>> {
+        if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
+            return Err(EINVAL);
+        }
+        let obj = KBox::pin_init(
+            try_pin_init!(Self {
+                obj: Opaque::new(bindings::drm_gem_object::default()),
+                data <- T::new(dev, size, args),
+            }),
+            GFP_KERNEL,
+        )?;
+
+        // SAFETY: The object is ours alone; the device is valid.
+        unsafe {
+            (*obj.as_raw()).funcs = &const { Self::OBJECT_FUNCS };
+            bindings::drm_gem_private_object_init((**dev).as_raw(), obj.as_raw(), size);
+        }
+
+        // SAFETY: Nothing moves out of an `ARef`.
+        let obj = KBox::into_raw(unsafe { Pin::into_inner_unchecked(obj) });
+        // SAFETY: `KBox::into_raw()` returns no null pointer; `drm_gem_private_object_init()` gave
+        // us the first reference.
+        // INVARIANT: The mmap offset follows; before that the object is not shown to anybody.
+        let obj = unsafe { ARef::from_raw(NonNull::new_unchecked(obj)) };
+        // Mappings are zapped by this offset, those of the dma-buf too, which do not ask for one.
+        obj.create_mmap_offset()?;
+        Ok(obj)
+    }
+
+    /// The device that owns the object.
+    pub fn dev(&self) -> &Device<T::Driver> {
+        self.ioctl_dev()
+    }
+
+    /// The device, for a [`RegistrationGuard`](crate::drm::RegistrationGuard) outside of ioctls.
+    pub fn ioctl_dev(&self) -> &Device<T::Driver, Ioctl> {
+        // SAFETY: By the type invariant; the device outlives its objects.
+        unsafe { Device::from_raw((*self.as_raw()).dev) }
+    }
+
+    /// The lock that guards the object's placement and its importers' mappings.
+    pub fn resv(&self) -> &Resv {
+        // SAFETY: The reservation object is embedded in the GEM object.
+        unsafe { Resv::from_raw(self.raw_dma_resv()) }
+    }
+
+    /// Removes the CPU mappings of `pages`, of the object and of its dma-buf, in all processes.
+    ///
+    /// What is touched afterwards faults again; the caller holds the locks that make such a fault
+    /// wait. May sleep.
+    pub fn zap(&self, pages: Range<usize>) -> Result {
+        let start = pages.start.checked_mul(PAGE_SIZE).ok_or(EINVAL)?;
+        let length = pages.len().checked_mul(PAGE_SIZE).ok_or(EINVAL)?;
+        if start.checked_add(length).is_none_or(|end| end > self.size()) {
+            return Err(EINVAL);
+        }
+        let offset = self.create_mmap_offset()?;
+        let start = offset.checked_add(u64::try_from(start)?).ok_or(EINVAL)?;
+        zap_offsets(self.dev(), start..start + u64::try_from(length)?);
+        Ok(())
+    }
+
+    /// The operations of the object's dma-bufs. One function for all users, so that their address
+    /// is one.
+    #[inline(never)]
+    fn dmabuf_ops() -> &'static bindings::dma_buf_ops {
+        const {
+            &Ops::<T>::table(
+                bindings::drm_gem_dmabuf_release,
+                Some(bindings::drm_gem_dmabuf_mmap),
+            )
+        }
+    }
+
+    unsafe extern "C" fn free_callback(obj: *mut bindings::drm_gem_object) {
+        // SAFETY: All objects with these functions are `Self`.
+        let this = unsafe { crate::container_of!(Opaque::cast_from(obj), Self, obj) }.cast_mut();
+        // SAFETY: The object is valid until we release it.
+        T::free(unsafe { &*this });
+        // SAFETY: There are no references left.
+        unsafe { bindings::drm_gem_object_release(obj) };
+        // SAFETY: `new` made the box.
+        drop(unsafe { KBox::from_raw(this) });
+    }
+
+    unsafe extern "C" fn export_callback(
+        obj: *mut bindings::drm_gem_object,
+        flags: c_int,
+    ) -> *mut bindings::dma_buf {
+        // SAFETY: The core passes a valid object with our functions.
+        let this = unsafe { Self::from_raw(obj) };
+        if let Err(error) = T::export(this) {
+            return error.to_ptr();
+        }
+        // SAFETY: The object's device and its driver are valid, as the object is.
+        unsafe {
+            let dev = (*obj).dev;
+            let mut info = bindings::dma_buf_export_info {
+                exp_name: (*(*dev).driver).name,
+                owner: (*(*(*dev).driver).fops).owner,
+                ops: Self::dmabuf_ops(),
+                size: (*obj).size,
+                flags,
+                resv: (*obj).resv,
+                priv_: obj.cast(),
+            };
+            bindings::drm_gem_dmabuf_export(dev, &mut info)
+        }
+    }
+
+    unsafe extern "C" fn mmap_callback(
+        _obj: *mut bindings::drm_gem_object,
+        vma: *mut bindings::vm_area_struct,
+    ) -> c_int {
+        // SAFETY: The core passes a mapping that is being made, which nobody else sees yet.
+        unsafe {
+            if bindings::vma_is_cow_mapping(vma) {
+                return EINVAL.to_errno();
+            }
+            bindings::vma_set_pfnmap(vma);
+        }
+        0
+    }
+
+    unsafe extern "C" fn fault_callback(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+        // SAFETY: `drm_gem_mmap_obj()` and `drm_gem_prime_mmap()` store the object, with a
+        // reference, in the mappings that get these operations.
+        let this = unsafe {
+            let vma = (*vmf).__bindgen_anon_1.vma;
+            Self::from_raw((*vma).vm_private_data.cast())
+        };
+        // SAFETY: This is the fault; `mmap_callback()` made the mapping as it must be.
+        let fault = unsafe { Fault::from_raw(vmf) };
+
+        // SAFETY: The object has a valid offset node.
+        let start = unsafe { bindings::drm_vma_node_start(&(*this.as_raw()).vma_node) };
+        let page = match fault.page_offset().checked_sub(start) {
+            Some(page) if page < this.size() / PAGE_SIZE => page,
+            _ => return Outcome::Sigbus.into_raw(),
+        };
+        match this.ioctl_dev().registration_guard() {
+            Some(dev) => T::fault(this, &dev, page, &fault),
+            None => Outcome::Sigbus,
+        }
+        .into_raw()
+    }
+
+    unsafe extern "C" fn import_callback(
+        dev: *mut bindings::drm_device,
+        dmabuf: *mut bindings::dma_buf,
+    ) -> *mut bindings::drm_gem_object {
+        // SAFETY: The core passes a valid device and dma-buf. If the buffer has our operations,
+        // its private pointer is one of our objects.
+        unsafe {
+            if ptr::eq((*dmabuf).ops, Self::dmabuf_ops()) {
+                let obj: *mut bindings::drm_gem_object = (*dmabuf).priv_.cast();
+                if (*obj).dev == dev {
+                    // Our own object comes home: no attachment, another reference.
+                    bindings::drm_gem_object_get(obj);
+                    return obj;
+                }
+            }
+        }
+        EINVAL.to_ptr()
+    }
+}
+
+/// Removes the CPU mappings of a range of the device's mmap offsets, in all processes. May sleep.
+///
+/// For who knows pages by their offset, and not the object that they belong to.
+pub fn zap_offsets<D: drm::Driver>(dev: &Device<D>, offsets: Range<u64>) {
+    // For the VM a length of 0 would mean everything that follows.
+    let (Ok(start), Some(length)) = (
+        bindings::loff_t::try_from(offsets.start),
+        offsets.end.checked_sub(offsets.start).filter(|&l| l != 0),
+    ) else {
+        return;
+    };
+    let length = bindings::loff_t::try_from(length).unwrap_or(bindings::loff_t::MAX - start);
+    // SAFETY: The device and its inode are valid; removing mappings is always allowed.
+    unsafe {
+        bindings::unmap_mapping_range((*(*dev.as_raw()).anon_inode).i_mapping, start, length, 1)
+    };
+}
+
+// SAFETY: `export_callback` exports objects with the GEM object as the private pointer.
+unsafe impl<T: Backing> Source for Object<T> {
+    unsafe fn from_priv<'a>(raw: *mut c_void) -> &'a Self {
+        // SAFETY: The caller promises that this is the private pointer of an exported `Self`.
+        unsafe { Self::from_raw(raw.cast()) }
+    }
+}
+
+impl<T: Backing> Sealed for Object<T> {}
+
+impl<T: Backing> IntoGEMObject for Object<T> {
+    fn as_raw(&self) -> *mut bindings::drm_gem_object {
+        self.obj.get()
+    }
+
+    unsafe fn from_raw<'a>(raw: *mut bindings::drm_gem_object) -> &'a Self {
+        // SAFETY: The caller promises that `raw` is the `obj` of a `Self`.
+        unsafe { &*crate::container_of!(Opaque::cast_from(raw), Self, obj) }
+    }
+}
+
+impl<T: Backing> Deref for Object<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.data
+    }
+}
+
+impl<T: Backing> driver::AllocImpl for Object<T> {
+    type Driver = T::Driver;
+
+    const ALLOC_OPS: driver::AllocOps = driver::AllocOps {
+        gem_create_object: None,
+        prime_handle_to_fd: None,
+        prime_fd_to_handle: None,
+        gem_prime_import: Some(Self::import_callback),
+        gem_prime_import_sg_table: None,
+        dumb_create: None,
+        dumb_map_offset: None,
+    };
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Page faults in mappings that a driver fills itself.
+//!
+//! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
+
+use crate::{
+    bindings,
+    prelude::*, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
+/// How a fault handler ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The page-table entry is there: the access goes on.
+    Done,
+    /// Take the fault again, a lock was contended for example.
+    Retry,
+    /// The access is not possible: the task gets `SIGBUS`.
+    Sigbus,
+    /// There was no memory.
+    Oom,
+}
+
+impl Outcome {
+    /// The C result.
+    pub(crate) fn into_raw(self) -> bindings::vm_fault_t {
+        match self {
+            // The page-table entry is present, or was zapped again: then the task faults again.
+            Self::Done | Self::Retry => bindings::vm_fault_reason_VM_FAULT_NOPAGE,
+            Self::Sigbus => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
+            Self::Oom => bindings::vm_fault_reason_VM_FAULT_OOM,
+        }
+    }
+}
+
+impl From<Error> for Outcome {
+    /// What an error in a fault handler means to the task.
+    fn from(error: Error) -> Self {
+        if error == ENOMEM {
+            Self::Oom
+        } else if error == EINTR || error == ERESTARTSYS || error == EAGAIN {
+            Self::Retry
+        } else {
+            Self::Sigbus
+        }
+    }
+}
+
+/// A page fault in a `VM_PFNMAP` mapping.
+///
+/// # Invariants
+///
+/// `raw` is the fault being handled, in a mapping with `VM_PFNMAP` that is not private and
+/// writable, for all of `'a`.
+pub struct Fault<'a> {
+    raw: NonNull<bindings::vm_fault>,
+    _fault: PhantomData<&'a ()>,
+}
+
+impl Fault<'_> {
+    /// # Safety
+    ///
+    /// `raw` is the argument of a fault handler that is running, and its mapping is as the type
+    /// invariant says, for as long as the result lives.
+    pub(crate) unsafe fn from_raw(raw: *mut bindings::vm_fault) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self {
+            // SAFETY: The argument of a fault handler is not null.
+            raw: unsafe { NonNull::new_unchecked(raw) },
+            _fault: PhantomData,
+        }
+    }
+
+    fn raw(&self) -> &bindings::vm_fault {
+        // SAFETY: By the type invariant.
+        unsafe { self.raw.as_ref() }
+    }
+
+    /// Offset of the page in what is mapped (the file), in pages.
+    pub fn page_offset(&self) -> usize {
+        self.raw().__bindgen_anon_1.pgoff
+    }
+
+    /// Installs the page-table entry of the page that faulted.
+    pub fn insert_pfn(&self, pfn: usize) -> Outcome {
+        let fault = &self.raw().__bindgen_anon_1;
+        // SAFETY: The mapping is valid, has `VM_PFNMAP` and is not copy-on-write, by the type
+        // invariant; the address is that of the fault.
+        let result = unsafe { bindings::vmf_insert_pfn(fault.vma, fault.address, pfn) };
+        match result {
+            bindings::vm_fault_reason_VM_FAULT_NOPAGE => Outcome::Done,
+            bindings::vm_fault_reason_VM_FAULT_OOM => Outcome::Oom,
+            _ => Outcome::Sigbus,
+        }
+    }
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Peer-to-peer DMA between PCI devices.
+//!
+//! C header: [`include/linux/pci-p2pdma.h`](srctree/include/linux/pci-p2pdma.h)
+
+use super::Device;
+use crate::{
+    bindings,
+    device,
+    error::to_result,
+    io::PhysAddr,
+    prelude::*,
+    sync::aref::ARef, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
+/// How a device reaches the memory of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Not at all.
+    None,
+    /// Through PCIe switches only, by bus address.
+    Switch,
+    /// Through a host bridge that is known to forward, by physical address or IOVA.
+    HostBridge,
+}
+
+/// A BAR whose memory other devices can be given.
+///
+/// # Invariants
+///
+/// `raw` is the provider of BAR `bar` of a device that is bound for all of `'a`.
+pub struct Provider<'a> {
+    raw: NonNull<bindings::p2pdma_provider>,
+    start: PhysAddr,
+    size: u64,
+    _dev: PhantomData<&'a Device<device::Bound>>,
+}
+
+// SAFETY: A provider is constant once made.
+unsafe impl Send for Provider<'_> {}
+// SAFETY: As above.
+unsafe impl Sync for Provider<'_> {}
+
+impl<'a> Provider<'a> {
+    /// Makes BAR `bar` of `pdev` available to peers, until `pdev` is unbound. Once for each BAR.
+    pub fn new(pdev: &'a Device<device::Bound>, bar: u32) -> Result<Self> {
+        let start = pdev.resource_start(bar)?;
+        let size = pdev.resource_len(bar)?;
+        // SAFETY: `pdev` is a valid, bound device.
+        to_result(unsafe { bindings::pcim_p2pdma_init(pdev.as_raw()) })?;
+        // SAFETY: `pdev` is a valid, bound device that p2pdma knows.
+        let raw =
+            unsafe { bindings::pcim_p2pdma_provider(pdev.as_raw(), i32::try_from(bar)?) };
+        // INVARIANT: The provider is managed: it lives until `pdev` is unbound.
+        Ok(Self {
+            raw: NonNull::new(raw).ok_or(EINVAL)?,
+            start,
+            size,
+            _dev: PhantomData,
+        })
+    }
+
+    pub(crate) fn as_raw(&self) -> *mut bindings::p2pdma_provider {
+        self.raw.as_ptr()
+    }
+
+    /// CPU physical address of the byte at `offset` of the BAR; `EINVAL` past its end.
+    pub fn phys(&self, offset: u64) -> Result<PhysAddr> {
+        if offset >= self.size {
+            return Err(EINVAL);
+        }
+        self.start.checked_add(offset).ok_or(EOVERFLOW)
+    }
+
+    /// How `peer` reaches the BAR.
+    #[inline(never)] // `pci_p2pdma_map_type()` is not exported: the call stays in this crate.
+    pub fn route(&self, peer: &device::Device) -> Route {
+        // SAFETY: The provider is valid by the type invariant, `peer` is a valid device.
+        match unsafe { bindings::pci_p2pdma_map_type(self.as_raw(), peer.as_raw()) } {
+            bindings::pci_p2pdma_map_type_PCI_P2PDMA_MAP_BUS_ADDR => Route::Switch,
+            bindings::pci_p2pdma_map_type_PCI_P2PDMA_MAP_THRU_HOST_BRIDGE => Route::HostBridge,
+            _ => Route::None,
+        }
+    }
+
+    /// How the device at a PCI address reaches the BAR; `None` if there is no such device.
+    ///
+    /// `EINVAL`: `device` is over 31, or `function` over 7.
+    pub fn route_to(
+        &self,
+        domain: u16,
+        bus: u8,
+        device: u8,
+        function: u8,
+    ) -> Result<Option<Route>> {
+        if device > 31 || function > 7 {
+            return Err(EINVAL);
+        }
+        let devfn = u32::from(device) << 3 | u32::from(function);
+        // SAFETY: Any address may be looked up.
+        let raw = unsafe {
+            bindings::pci_get_domain_bus_and_slot(domain.into(), bus.into(), devfn)
+        };
+        let Some(raw) = NonNull::new(raw) else {
+            return Ok(None);
+        };
+        // SAFETY: The look-up returned a valid device and a reference to it, which is ours.
+        let peer: ARef<Device> = unsafe { ARef::from_raw(raw.cast()) };
+        Ok(Some(self.route((*peer).as_ref())))
+    }
+}

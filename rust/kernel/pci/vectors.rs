@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A set of interrupt vectors together with their handlers.
+
+use super::{
+    Device,
+    IrqType,
+    IrqTypes,
+    IrqVectorRegistration, //
+};
+use crate::{
+    device,
+    irq,
+    prelude::*, //
+};
+use core::ptr;
+
+/// MSI-X vectors 0 to n-1 of a device, each with a handler, until it is dropped.
+pub struct MsixHandlers<'a, H: irq::Handler> {
+    // Field order: handlers are unregistered before their vectors are freed.
+    handlers: KVec<Pin<KBox<irq::Registration<'a, H>>>>,
+    _vectors: KBox<IrqVectorRegistration<'a>>,
+}
+
+impl<'a, H: irq::Handler + 'a> MsixHandlers<'a, H> {
+    /// Allocates one vector for each of `handlers`, in order, and registers them.
+    ///
+    /// Handlers can run before this returns.
+    ///
+    /// # Safety
+    ///
+    /// The value must be dropped: it must not be passed to `mem::forget()`.
+    pub unsafe fn new(
+        pdev: &'a Device<device::Bound>,
+        name: &'static CStr,
+        handlers: KVec<H>,
+    ) -> Result<Self> {
+        let count = u32::try_from(handlers.len())?;
+        let types = IrqTypes::default().with(IrqType::MsiX);
+        let vectors = KBox::new(pdev.alloc_irq_vectors(count, count, types)?, GFP_KERNEL)?;
+        let mut this = Self {
+            handlers: KVec::with_capacity(handlers.len(), GFP_KERNEL)?,
+            _vectors: vectors,
+        };
+        // SAFETY: The box does not move its content, and outlives the handlers, the only ones that
+        // get this reference: see the order of the fields.
+        let vectors: &'a IrqVectorRegistration<'a> = unsafe { &*ptr::from_ref(&*this._vectors) };
+        for (index, handler) in handlers.into_iter().enumerate() {
+            let request = vectors.index(index)?.into();
+            // SAFETY: The registration is stored in `this`, which the caller promises to drop.
+            let registration = unsafe {
+                irq::Registration::new(request, irq::Flags::TRIGGER_NONE, name, Ok(handler))
+            };
+            this.handlers
+                .push(KBox::pin_init(registration, GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        Ok(this)
+    }
+
+    /// Waits for handlers that run on other CPUs.
+    pub fn synchronize(&self) {
+        for handler in &self.handlers {
+            handler.synchronize();
+        }
+    }
+}
+
+/// MSI-X vectors 0 to n-1 of a device, each with a threaded handler, until it is dropped.
+pub struct MsixThreads<'a, H: irq::ThreadedHandler> {
+    // Field order: handlers are unregistered before their vectors are freed.
+    handlers: KVec<Pin<KBox<irq::ThreadedRegistration<'a, H>>>>,
+    _vectors: KBox<IrqVectorRegistration<'a>>,
+}
+
+impl<'a, H: irq::ThreadedHandler + 'a> MsixThreads<'a, H> {
+    /// Allocates one vector for each of `handlers`, in order, and registers them.
+    ///
+    /// Handlers can run before this returns.
+    ///
+    /// # Safety
+    ///
+    /// The value must be dropped: it must not be passed to `mem::forget()`.
+    pub unsafe fn new(
+        pdev: &'a Device<device::Bound>,
+        name: &'static CStr,
+        handlers: KVec<H>,
+    ) -> Result<Self> {
+        let count = u32::try_from(handlers.len())?;
+        let types = IrqTypes::default().with(IrqType::MsiX);
+        let vectors = KBox::new(pdev.alloc_irq_vectors(count, count, types)?, GFP_KERNEL)?;
+        let mut this = Self {
+            handlers: KVec::with_capacity(handlers.len(), GFP_KERNEL)?,
+            _vectors: vectors,
+        };
+        // SAFETY: The box does not move its content, and outlives the handlers, the only ones that
+        // get this reference: see the order of the fields.
+        let vectors: &'a IrqVectorRegistration<'a> = unsafe { &*ptr::from_ref(&*this._vectors) };
+        for (index, handler) in handlers.into_iter().enumerate() {
+            let request = vectors.index(index)?.into();
+            // SAFETY: The registration is stored in `this`, which the caller promises to drop.
+            let registration = unsafe {
+                irq::ThreadedRegistration::new(request, irq::Flags::TRIGGER_NONE, name, Ok(handler))
+            };
+            this.handlers
+                .push(KBox::pin_init(registration, GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        Ok(this)
+    }
+
+    /// Waits for handlers that run on other CPUs, and for their threads.
+    pub fn synchronize(&self) {
+        for handler in &self.handlers {
+            handler.synchronize();
+        }
+    }
+}
