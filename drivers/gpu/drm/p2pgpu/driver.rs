@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Probe and unbind: what belongs to the DRM device, and what to the bound PCI device.
+
+use crate::{
+    aperture::{
+        Aperture,
+        PageTable, //
+    },
+    debugfs::DebugFiles,
+    file::File,
+    gem::Object,
+    migrate,
+    regs::{
+        self,
+        Bar, //
+    },
+    ring::{
+        Handler,
+        Ring,
+        RingId, //
+    },
+    slots::SlotId,
+    vram::Vram, //
+};
+use core::sync::atomic::{
+    AtomicBool,
+    AtomicU64,
+    AtomicUsize,
+    Ordering, //
+};
+use kernel::{
+    device,
+    dma::{
+        Device as _,
+        DmaMask, //
+    },
+    drm::{
+        self,
+        ioctl,
+        RegisteredRef, //
+    },
+    io::{
+        poll::read_poll_timeout,
+        Io,
+        PhysAddr, //
+    },
+    new_mutex,
+    pci::{
+        self,
+        p2pdma::Provider,
+        MsixHandlers, //
+    },
+    prelude::*,
+    sizes::SizeConstants,
+    sync::{
+        aref::ARef,
+        Arc,
+        Mutex, //
+    },
+    time::Delta, //
+};
+
+/// Longest wait for a reset.
+const RESET_TIMEOUT: Delta = Delta::from_millis(10_000);
+
+/// The DRM driver.
+pub(crate) struct DrmDriver;
+
+/// A DRM device of this driver.
+pub(crate) type DrmDevice<Ctx = drm::Normal> = drm::Device<DrmDriver, Ctx>;
+
+/// What lives as long as the DRM device: files, objects and importers can outlive the hardware.
+#[pin_data]
+pub(crate) struct DrmData {
+    #[pin]
+    pub(crate) aperture: Aperture,
+    pub(crate) vram: Vram,
+    objects: AtomicUsize,
+    /// Set before unbind: importers are not given anything any more.
+    leaving: AtomicBool,
+    /// Objects with importers, once for each attachment.
+    attached: Pin<KBox<Mutex<KVec<ARef<Object>>>>>,
+}
+
+impl DrmData {
+    /// Objects that exist.
+    pub(crate) fn objects(&self) -> usize {
+        self.objects.load(Ordering::Relaxed)
+    }
+
+    /// Counts an object that is made (1) or freed (-1).
+    pub(crate) fn object_count(&self, change: isize) {
+        self.objects.fetch_add(change.cast_unsigned(), Ordering::Relaxed);
+    }
+
+    /// Whether the device is being unbound.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// An importer has attached to `obj`.
+    pub(crate) fn attached(&self, obj: &Object) -> Result {
+        Ok(self.attached.lock().push(obj.into(), GFP_KERNEL)?)
+    }
+
+    /// An importer has detached from `obj`.
+    pub(crate) fn detached(&self, obj: &Object) {
+        let mut attached = self.attached.lock();
+        let found = attached.iter().position(|other| core::ptr::eq(&**other, obj));
+        let removed = found.and_then(|index| attached.remove(index).ok());
+        drop(attached);
+        drop(removed);
+    }
+}
+
+/// The hardware, while the device is bound and registered.
+#[pin_data]
+pub(crate) struct Gpu<'drm> {
+    pdev: &'drm pci::Device<device::Bound>,
+    /// Copies, fills and checksums.
+    #[pin]
+    pub(crate) engine_ring: Ring<'drm>,
+    /// Flushes.
+    #[pin]
+    pub(crate) aperture_ring: Ring<'drm>,
+    pub(crate) table: PageTable,
+    pub(crate) provider: Provider<'drm>,
+    /// The aperture is in mapped mode.
+    pub(crate) mapped: bool,
+    pub(crate) bar: Arc<Bar<'drm>>,
+    /// Interrupts for the device's fault log.
+    pub(crate) fault_interrupts: Arc<AtomicU64>,
+    // Dropped after the rings, whose commands end with an interrupt.
+    _irqs: MsixHandlers<'drm, Handler>,
+}
+
+impl<'drm> Gpu<'drm> {
+    /// The device that does DMA.
+    pub(crate) fn dev(&self) -> &device::Device<device::Bound> {
+        self.pdev.as_ref()
+    }
+
+    /// Physical address of a slot.
+    pub(crate) fn aperture_phys(&self, slot: SlotId) -> Result<PhysAddr> {
+        self.provider.phys(u64::from(slot) << regs::SLOT_SHIFT)
+    }
+
+    fn new(
+        pdev: &'drm pci::Device<device::Bound>,
+        bar: Arc<Bar<'drm>>,
+        slots: usize,
+    ) -> impl PinInit<Self, Error> + use<'drm> {
+        pin_init::pin_init_scope(move || {
+            let dev: &'drm device::Device<device::Bound> = pdev.as_ref();
+            let table = PageTable::new(dev, slots)?;
+            bar.try_write_reg(regs::PT_ROOT::zeroed().with_address(table.root()))?;
+
+            let engine = Ring::completions(dev)?;
+            let aperture = Ring::completions(dev)?;
+            let fault_interrupts = Arc::new(AtomicU64::new(0), GFP_KERNEL)?;
+            let mut handlers = KVec::with_capacity(3, GFP_KERNEL)?;
+            handlers.push(Handler::Ring(engine.clone()), GFP_KERNEL)?;
+            handlers.push(Handler::Ring(aperture.clone()), GFP_KERNEL)?;
+            handlers.push(Handler::Fault(fault_interrupts.clone()), GFP_KERNEL)?;
+            // SAFETY: The handlers are a field of the data of the registration, which is dropped
+            // at unbind.
+            let irqs = unsafe { MsixHandlers::new(pdev, c"p2pgpu", handlers)? };
+
+            Ok(try_pin_init!(Self {
+                pdev,
+                engine_ring <- Ring::new(dev, bar.clone(), RingId::Engine, engine),
+                aperture_ring <- Ring::new(dev, bar.clone(), RingId::Aperture, aperture),
+                table,
+                provider: Provider::new(pdev, regs::BAR_APERTURE)?,
+                mapped: bar.read(regs::FEATURES).mapped(),
+                fault_interrupts,
+                _irqs: irqs,
+                bar,
+            }? Error))
+        })
+    }
+}
+
+/// The PCI driver.
+pub(crate) struct P2pGpu;
+
+/// What belongs to the binding.
+pub(crate) struct BoundData<'bound> {
+    // Dropped first: its files use the device.
+    _debugfs: DebugFiles,
+    registration: drm::Registration<'bound, DrmDriver>,
+}
+
+kernel::pci_device_table!(
+    PCI_TABLE,
+    <P2pGpu as pci::Driver>::IdInfo,
+    [(
+        pci::DeviceId::from_id(pci::Vendor::from_raw(regs::VENDOR_ID), regs::DEVICE_ID),
+        ()
+    )]
+);
+
+/// Checks that this is our device, and brings it into a known state.
+fn reset(pdev: &pci::Device<device::Bound>, bar: &Bar<'_>) -> Result {
+    let id = u32::from(bar.read(regs::ID).magic());
+    let version = bar.read(regs::VERSION);
+    if id != regs::ID_MAGIC || u32::from(version.major()) != regs::VERSION_MAJOR {
+        dev_err!(pdev, "unknown device: id {id:#x}, version {}\n", u32::from(version.major()));
+        return Err(ENODEV);
+    }
+    bar.write_reg(regs::CONTROL::zeroed().with_reset(true));
+    read_poll_timeout(
+        || Ok(bar.read(regs::STATUS)),
+        |status| status.ready() && !status.resetting(),
+        Delta::from_micros(500),
+        RESET_TIMEOUT,
+    )
+    .inspect_err(|_| dev_err!(pdev, "reset does not end\n"))?;
+    Ok(())
+}
+
+/// The sizes that the device states: VRAM in bytes, and slots of the aperture.
+fn sizes(pdev: &pci::Device<device::Bound>, bar: &Bar<'_>) -> Result<(u64, usize)> {
+    let vram: u64 = bar.try_read(regs::VRAM_SIZE)?.bytes().into();
+    let aperture: u64 = bar.try_read(regs::APERTURE_SIZE)?.bytes().into();
+    let bar_size = pdev.resource_len(regs::BAR_APERTURE)?;
+    let whole_pages = vram.is_multiple_of(u64::try_from(regs::SLOT_SIZE)?);
+    let sane = whole_pages
+        && (1..=1024 * u64::SZ_1G).contains(&vram)
+        && aperture.is_power_of_two()
+        && (u64::SZ_4K..=4 * u64::SZ_1G).contains(&aperture)
+        && aperture == bar_size;
+    if !sane {
+        dev_err!(pdev, "bad sizes: VRAM {vram:#x}, aperture {aperture:#x}, BAR {bar_size:#x}\n");
+        return Err(ENODEV);
+    }
+    Ok((vram, usize::try_from(aperture)? >> regs::SLOT_SHIFT))
+}
+
+impl pci::Driver for P2pGpu {
+    type IdInfo = ();
+    type Data<'bound> = BoundData<'bound>;
+    const ID_TABLE: pci::IdTable<Self::IdInfo> = &PCI_TABLE;
+
+    fn probe<'bound>(
+        pdev: &'bound pci::Device<device::Core<'_>>,
+        _info: Option<&'bound Self::IdInfo>,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+        pdev.enable_device_mem()?;
+        pdev.set_master();
+        // SAFETY: Nobody does DMA yet: the device is being probed.
+        unsafe { pdev.dma_set_mask_and_coherent(DmaMask::new::<64>())? };
+
+        let bound: &'bound pci::Device<device::Bound> = pdev;
+        let bar = bound.iomap_region_sized(regs::BAR_REGS, c"p2pgpu")?;
+        let bar = Arc::new(bar, GFP_KERNEL)?;
+        reset(bound, &bar)?;
+        let (vram_size, slots) = sizes(bound, &bar)?;
+
+        let data = try_pin_init!(DrmData {
+            aperture <- Aperture::new(slots),
+            vram: Vram::new(vram_size)?,
+            objects: AtomicUsize::new(0),
+            leaving: AtomicBool::new(false),
+            attached: KBox::pin_init(
+                new_mutex!(KVec::new(), "p2pgpu::driver::attached"),
+                GFP_KERNEL,
+            )?,
+        }? Error);
+        let drm = drm::UnregisteredDevice::<DrmDriver>::new(pdev, data)?;
+        let gpu = Gpu::new(bound, bar, slots);
+        // SAFETY: The registration is a field of the data of the binding, which is dropped at
+        // unbind.
+        let registration =
+            unsafe { drm::Registration::new(bound.as_ref(), drm, gpu, 0)? };
+
+        Ok(BoundData {
+            _debugfs: DebugFiles::new(bound, || RegisteredRef::new(&registration))?,
+            registration,
+        })
+    }
+
+    /// Takes back what importers have, while the hardware still answers.
+    fn unbind<'bound>(
+        pdev: &'bound pci::Device<device::Core<'_>>,
+        this: Pin<&Self::Data<'bound>>,
+    ) {
+        let drm = this.registration.device();
+        drm.leaving.store(true, Ordering::Release);
+
+        let mut index = 0;
+        loop {
+            let Some(obj) = drm.attached.lock().get(index).cloned() else {
+                break;
+            };
+            index += 1;
+            let guard = obj.resv().lock();
+            if let Err(error) = migrate::invalidate(&obj, guard.held()) {
+                dev_err!(pdev, "an importer does not let go: {error:?}\n");
+            }
+        }
+    }
+}
+
+#[vtable]
+impl drm::Driver for DrmDriver {
+    type Data = DrmData;
+    type RegistrationData<'drm> = Gpu<'drm>;
+    type File = File;
+    type Object = Object;
+    type ParentDevice<Ctx: device::DeviceContext> = pci::Device<Ctx>;
+
+    const INFO: drm::DriverInfo = drm::DriverInfo {
+        major: 1,
+        minor: 0,
+        patchlevel: 0,
+        name: c"p2pgpu",
+        desc: c"Virtual GPU with a paged PCI aperture",
+    };
+    const FEAT_RENDER: bool = true;
+
+    kernel::declare_drm_ioctls! {
+        (P2PGPU_GETPARAM, drm_p2pgpu_getparam, ioctl::RENDER_ALLOW, File::getparam),
+        (P2PGPU_GEM_CREATE, drm_p2pgpu_gem_create, ioctl::RENDER_ALLOW, File::gem_create),
+        (P2PGPU_GEM_MMAP_OFFSET, drm_p2pgpu_gem_mmap_offset, ioctl::RENDER_ALLOW, File::gem_mmap_offset),
+        (P2PGPU_GEM_INFO, drm_p2pgpu_gem_info, ioctl::RENDER_ALLOW, File::gem_info),
+        (P2PGPU_GEM_SET_PEER, drm_p2pgpu_gem_set_peer, ioctl::RENDER_ALLOW, File::gem_set_peer),
+        (P2PGPU_PEER_QUERY, drm_p2pgpu_peer_query, ioctl::RENDER_ALLOW, File::peer_query),
+        (P2PGPU_GEM_MOVE, drm_p2pgpu_gem_move, ioctl::RENDER_ALLOW, File::gem_move),
+        (P2PGPU_GEM_COPY, drm_p2pgpu_gem_copy, ioctl::RENDER_ALLOW, File::gem_copy),
+        (P2PGPU_GEM_CHECKSUM, drm_p2pgpu_gem_checksum, ioctl::RENDER_ALLOW, File::gem_checksum),
+    }
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The copy engine: copies, fills and checksums of page-wise scattered memory.
+
+use crate::{
+    regs::{
+        self,
+        Operation,
+        Place,
+        RawSegment, //
+    },
+    ring::Ring, //
+};
+use kernel::{
+    device,
+    dma::Coherent,
+    dma_buf::fence::Fence,
+    io::io_write,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// Most segments in one list, which takes 32 bytes each of contiguous memory.
+const LIST_SEGMENTS: usize = 1024;
+
+/// Contiguous memory: where it starts, and its length in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Extent {
+    pub(crate) place: Place,
+    pub(crate) len: u64,
+}
+
+impl Extent {
+    /// Cuts `len` bytes off the front.
+    fn split_front(&mut self, len: u64) -> Result<Place> {
+        let front = self.place;
+        self.place = match front {
+            Place::Vram(offset) => Place::Vram(offset.checked_add(len).ok_or(EOVERFLOW)?),
+            Place::Memory(address) => Place::Memory(address.checked_add(len).ok_or(EOVERFLOW)?),
+            Place::Unused => Place::Unused,
+        };
+        self.len = self.len.checked_sub(len).ok_or(EINVAL)?;
+        Ok(front)
+    }
+}
+
+/// Segments under construction, and the lists that are full.
+struct Lists<'a> {
+    dev: &'a device::Device<device::Bound>,
+    full: KVec<Coherent<[RawSegment]>>,
+    current: KVec<RawSegment>,
+}
+
+impl<'a> Lists<'a> {
+    fn new(dev: &'a device::Device<device::Bound>) -> Self {
+        Self {
+            dev,
+            full: KVec::new(),
+            current: KVec::new(),
+        }
+    }
+
+    fn push(&mut self, segment: RawSegment) -> Result {
+        self.current.push(segment, GFP_KERNEL)?;
+        if self.current.len() == LIST_SEGMENTS {
+            self.close()?;
+        }
+        Ok(())
+    }
+
+    /// Moves the segments collected so far to memory that the device reads.
+    fn close(&mut self) -> Result {
+        if !self.current.is_empty() {
+            let list = upload(self.dev, &self.current)?;
+            self.full.push(list, GFP_KERNEL)?;
+            self.current.clear();
+        }
+        Ok(())
+    }
+}
+
+/// Copies segments to memory that the device reads.
+fn upload(
+    dev: &device::Device<device::Bound>,
+    segments: &[RawSegment],
+) -> Result<Coherent<[RawSegment]>> {
+    let list = Coherent::zeroed_slice(dev, segments.len(), GFP_KERNEL)?;
+    for (index, segment) in segments.iter().enumerate() {
+        for (word, &value) in segment.iter().enumerate() {
+            io_write!(list, [try: index][try: word], value);
+        }
+    }
+    Ok(list)
+}
+
+/// Work that the engine has been given. Dropping it waits.
+pub(crate) struct Job<'a, 'drm> {
+    ring: &'a Ring<'drm>,
+    /// The newest command; those before it end earlier.
+    fence: Option<ARef<Fence>>,
+    /// Read by the device until the work is done.
+    _lists: KVec<Coherent<[RawSegment]>>,
+}
+
+impl Job<'_, '_> {
+    /// The fence of the whole job.
+    pub(crate) fn fence(&self) -> Option<&Fence> {
+        self.fence.as_deref()
+    }
+
+    /// Waits for the job. `EIO`: it failed.
+    pub(crate) fn wait(mut self) -> Result {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Result {
+        match self.fence.take() {
+            Some(fence) => self.ring.wait(&fence),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Job<'_, '_> {
+    fn drop(&mut self) {
+        // An error has no one to go to; the wait is for the lists.
+        let _ = self.finish();
+    }
+}
+
+/// Submits the lists, in order.
+fn submit<'a, 'drm>(
+    ring: &'a Ring<'drm>,
+    mut lists: Lists<'_>,
+    op: Operation,
+) -> Result<Job<'a, 'drm>> {
+    lists.close()?;
+    let mut job = Job {
+        ring,
+        fence: None,
+        _lists: lists.full,
+    };
+    let mut last = None;
+    for list in &job._lists {
+        match ring.submit(op, list.len(), list.dma_address()) {
+            Ok(fence) => last = Some(fence),
+            Err(error) => {
+                job.fence = last;
+                return Err(error);
+            }
+        }
+    }
+    job.fence = last;
+    Ok(job)
+}
+
+/// Starts a copy of the bytes of `src` to those of `dst`, in order, which are as many.
+pub(crate) fn copy<'a, 'drm>(
+    dev: &device::Device<device::Bound>,
+    ring: &'a Ring<'drm>,
+    src: impl Iterator<Item = Extent>,
+    dst: impl Iterator<Item = Extent>,
+) -> Result<Job<'a, 'drm>> {
+    let mut lists = Lists::new(dev);
+    let (mut src, mut dst) = (src.filter(|e| e.len != 0), dst.filter(|e| e.len != 0));
+    let (mut from, mut to) = (src.next(), dst.next());
+    while let (Some(a), Some(b)) = (from.as_mut(), to.as_mut()) {
+        let len = a.len.min(b.len);
+        lists.push(regs::segment(a.split_front(len)?, b.split_front(len)?, len))?;
+        if a.len == 0 {
+            from = src.next();
+        }
+        if b.len == 0 {
+            to = dst.next();
+        }
+    }
+    if from.is_some() || to.is_some() {
+        return Err(EINVAL);
+    }
+    submit(ring, lists, Operation::Copy)
+}
+
+/// Starts to fill `dst` with zeros.
+pub(crate) fn clear<'a, 'drm>(
+    dev: &device::Device<device::Bound>,
+    ring: &'a Ring<'drm>,
+    dst: impl Iterator<Item = Extent>,
+) -> Result<Job<'a, 'drm>> {
+    let mut lists = Lists::new(dev);
+    for extent in dst {
+        lists.push(regs::segment(Place::Unused, extent.place, extent.len))?;
+    }
+    submit(ring, lists, Operation::Fill(0))
+}
+
+/// Bytes of a digest.
+pub(crate) const DIGEST_SIZE: usize = 32;
+
+/// The SHA-256 of the bytes of `src`, in order.
+///
+/// `E2BIG`: they lie in more pieces than one command takes.
+pub(crate) fn checksum(
+    dev: &device::Device<device::Bound>,
+    ring: &Ring<'_>,
+    src: impl Iterator<Item = Extent>,
+) -> Result<[u8; DIGEST_SIZE]> {
+    let mut segments = KVVec::new();
+    for extent in src {
+        segments.push(
+            regs::segment(extent.place, Place::Unused, extent.len),
+            GFP_KERNEL,
+        )?;
+    }
+    if segments.len() > regs::LIST_MAX {
+        return Err(E2BIG);
+    }
+    let list = upload(dev, &segments)?;
+    let result: Coherent<[u8]> = Coherent::zeroed_slice(dev, DIGEST_SIZE, GFP_KERNEL)?;
+    ring.run(
+        Operation::Checksum(result.dma_address()),
+        segments.len(),
+        list.dma_address(),
+    )?;
+
+    let mut digest = [0; DIGEST_SIZE];
+    for (index, byte) in digest.iter_mut().enumerate() {
+        *byte = kernel::io::io_read!(result, [try: index]);
+    }
+    Ok(digest)
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Open files and their ioctls: arguments are checked here, and only here.
+
+use crate::{
+    driver::{
+        DrmDevice,
+        DrmDriver,
+        Gpu, //
+    },
+    engine,
+    gem::{
+        self,
+        Object,
+        Placement,
+        PlacementKind, //
+    },
+    migrate,
+    peer, //
+};
+use kernel::{
+    dma::DataDirection,
+    drm::{
+        self,
+        gem::{
+            BaseObject,
+            IntoGEMObject, //
+        },
+        Registered, //
+    },
+    page::PAGE_SIZE,
+    prelude::*,
+    sizes::SizeConstants,
+    uapi, //
+};
+
+type DrmFile = drm::File<File>;
+
+/// An open file; it has no state of its own.
+pub(crate) struct File;
+
+impl drm::file::DriverFile for File {
+    type Driver = DrmDriver;
+
+    fn open(_dev: &DrmDevice) -> Result<Pin<KBox<Self>>> {
+        Ok(KBox::new(Self, GFP_KERNEL)?.into())
+    }
+}
+
+/// `EINVAL`, unless a field that has no meaning yet is 0.
+fn must_be_zero(value: u32) -> Result {
+    if value == 0 {
+        Ok(())
+    } else {
+        Err(EINVAL)
+    }
+}
+
+impl File {
+    pub(crate) fn getparam(
+        dev: &DrmDevice<Registered>,
+        gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_getparam,
+        _file: &DrmFile,
+    ) -> Result<u32> {
+        args.value = match u32::try_from(args.param).map_err(|_| EINVAL)? {
+            uapi::P2PGPU_PARAM_VRAM_SIZE => dev.vram.size(),
+            uapi::P2PGPU_PARAM_VRAM_FREE => dev.vram.free(),
+            uapi::P2PGPU_PARAM_SLOTS_TOTAL => u64::try_from(dev.aperture.total())?,
+            uapi::P2PGPU_PARAM_SLOTS_AVAILABLE => dev.aperture.available().into(),
+            uapi::P2PGPU_PARAM_SLOT_SIZE => u64::try_from(PAGE_SIZE)?,
+            uapi::P2PGPU_PARAM_MAPPED => gpu.mapped.into(),
+            _ => return Err(EINVAL),
+        };
+        Ok(0)
+    }
+
+    pub(crate) fn gem_create(
+        dev: &DrmDevice<Registered>,
+        gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_gem_create,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        must_be_zero(args.flags | args.pad)?;
+        let kind = PlacementKind::try_from(args.placement)?;
+        let largest = match kind {
+            PlacementKind::Vram => dev.vram.size(),
+            PlacementKind::System => 4 * u64::SZ_1G,
+        };
+        let page = u64::try_from(PAGE_SIZE)?;
+        if args.size == 0 || !args.size.is_multiple_of(page) {
+            return Err(EINVAL);
+        }
+        if args.size > largest {
+            return Err(E2BIG);
+        }
+        let size = usize::try_from(args.size)?;
+        let placement = Placement::alloc_zeroed(dev, gpu, kind, size)?;
+        let obj = Object::new(dev, size, placement)?;
+        args.handle = obj.create_handle(file)?;
+        Ok(0)
+    }
+
+    pub(crate) fn gem_mmap_offset(
+        _dev: &DrmDevice<Registered>,
+        _gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_gem_mmap_offset,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        must_be_zero(args.pad)?;
+        args.offset = gem::lookup(file, args.handle)?.create_mmap_offset()?;
+        Ok(0)
+    }
+
+    pub(crate) fn gem_info(
+        dev: &DrmDevice<Registered>,
+        _gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_gem_info,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        must_be_zero(args.pad)?;
+        let obj = gem::lookup(file, args.handle)?;
+        let guard = obj.resv().lock_interruptible()?;
+        let placement = obj.placement();
+        (args.slots, args.peer_slots) = match &placement {
+            Placement::Vram(vram) => dev.aperture.usage(gem::names(&obj)?, vram)?,
+            Placement::System(_) => (0, 0),
+        };
+        let importers = obj.importers.lock().count;
+        let state = obj.state.lock();
+        *args = uapi::drm_p2pgpu_gem_info {
+            size: u64::try_from(obj.size())?,
+            placement: placement.kind().into(),
+            peer_flags: state.peer_flags,
+            importers,
+            pins: state.pins,
+            invalidations: state.invalidations,
+            peer_maps: state.peer_maps,
+            system_maps: state.system_maps,
+            ..*args
+        };
+        drop(state);
+        drop(guard);
+        Ok(0)
+    }
+
+    pub(crate) fn gem_set_peer(
+        _dev: &DrmDevice<Registered>,
+        _gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_gem_set_peer,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        peer::set_flags(&*gem::lookup(file, args.handle)?, args.flags)?;
+        Ok(0)
+    }
+
+    pub(crate) fn peer_query(
+        dev: &DrmDevice<Registered>,
+        gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_peer_query,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        let obj = gem::lookup(file, args.handle)?;
+        peer::query(dev, gpu, &obj, args)?;
+        Ok(0)
+    }
+
+    pub(crate) fn gem_move(
+        _dev: &DrmDevice<Registered>,
+        gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_gem_move,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        must_be_zero(args.flags | args.pad)?;
+        let kind = PlacementKind::try_from(args.placement)?;
+        let obj = gem::lookup(file, args.handle)?;
+        let guard = obj.resv().lock_interruptible()?;
+        migrate::migrate(&obj, gpu, guard.held(), kind)?;
+        Ok(0)
+    }
+
+    pub(crate) fn gem_copy(
+        _dev: &DrmDevice<Registered>,
+        gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_gem_copy,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        let src = gem::lookup(file, args.src_handle)?;
+        let dst = gem::lookup(file, args.dst_handle)?;
+        let from = gem::byte_range(&src, args.src_offset, args.size)?;
+        let to = gem::byte_range(&dst, args.dst_offset, args.size)?;
+        let same = core::ptr::eq(src.as_raw(), dst.as_raw());
+        if same && from.start < to.end && to.start < from.end {
+            return Err(EINVAL);
+        }
+
+        // Two locks of one class: the second is only tried, and the first let go if it is held.
+        let (_first, _second) = loop {
+            let first = src.resv().lock_interruptible()?;
+            if same {
+                break (first, None);
+            }
+            if let Some(second) = dst.resv().try_lock() {
+                break (first, Some(second));
+            }
+            drop(first);
+            // Waits for the one that was contended, so as not to spin.
+            drop(dst.resv().lock_interruptible()?);
+        };
+        let (src, dst) = (src.placement(), dst.placement());
+        let src = src.for_engine(gpu, DataDirection::ToDevice)?;
+        let dst = dst.for_engine(gpu, DataDirection::FromDevice)?;
+        engine::copy(
+            gpu.dev(),
+            &gpu.engine_ring,
+            src.extents(from),
+            dst.extents(to),
+        )?
+        .wait()?;
+        Ok(0)
+    }
+
+    pub(crate) fn gem_checksum(
+        _dev: &DrmDevice<Registered>,
+        gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_gem_checksum,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        must_be_zero(args.pad)?;
+        let obj = gem::lookup(file, args.handle)?;
+        let range = gem::byte_range(&obj, args.offset, args.size)?;
+        let _guard = obj.resv().lock_interruptible()?;
+        let placement = obj.placement();
+        let view = placement.for_engine(gpu, DataDirection::ToDevice)?;
+        args.digest = engine::checksum(gpu.dev(), &gpu.engine_ring, view.extents(range))?;
+        Ok(0)
+    }
+}

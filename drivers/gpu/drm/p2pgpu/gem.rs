@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! GEM objects: their placement, and what CPUs see of it.
+
+use crate::{
+    aperture::Names,
+    driver::{
+        DrmDevice,
+        DrmDriver,
+        Gpu, //
+    },
+    engine::{
+        self,
+        Extent, //
+    },
+    regs::{
+        Place,
+        SLOT_SHIFT,
+        SLOT_SIZE, //
+    },
+    vram::VramPages, //
+};
+use core::ops::Range;
+use kernel::{
+    dma_buf::{
+        pages::{
+            MappedPages,
+            Pages, //
+        },
+        DmaBuf, //
+    },
+    drm::{
+        self,
+        gem::{
+            self,
+            managed,
+            BaseObject, //
+        },
+        Registered, //
+    },
+    mm::fault::{
+        Fault,
+        Outcome, //
+    },
+    new_mutex,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc,
+        Mutex, //
+    },
+    uapi, //
+};
+
+/// A GEM object of this driver.
+pub(crate) type Object = managed::Object<Bo>;
+
+/// Where an object's bytes are. Cloning it keeps them from being freed, not from moving.
+#[derive(Clone)]
+pub(crate) enum Placement {
+    System(Arc<Pages>),
+    Vram(Arc<VramPages>),
+}
+
+/// A placement without its memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PlacementKind {
+    System,
+    Vram,
+}
+
+impl TryFrom<u32> for PlacementKind {
+    type Error = Error;
+
+    fn try_from(value: u32) -> Result<Self> {
+        match value {
+            uapi::P2PGPU_PLACEMENT_SYSTEM => Ok(Self::System),
+            uapi::P2PGPU_PLACEMENT_VRAM => Ok(Self::Vram),
+            _ => Err(EINVAL),
+        }
+    }
+}
+
+impl From<PlacementKind> for u32 {
+    fn from(kind: PlacementKind) -> Self {
+        match kind {
+            PlacementKind::System => uapi::P2PGPU_PLACEMENT_SYSTEM,
+            PlacementKind::Vram => uapi::P2PGPU_PLACEMENT_VRAM,
+        }
+    }
+}
+
+impl Placement {
+    /// Allocates `size` bytes, not 0; what is in VRAM is not cleared.
+    pub(crate) fn alloc(dev: &DrmDevice, kind: PlacementKind, size: usize) -> Result<Self> {
+        let count = size >> SLOT_SHIFT;
+        Ok(match kind {
+            PlacementKind::System => {
+                Self::System(Arc::new(Pages::zeroed(count)?, GFP_KERNEL)?)
+            }
+            PlacementKind::Vram => Self::Vram(Arc::new(dev.vram.alloc(count)?, GFP_KERNEL)?),
+        })
+    }
+
+    /// As [`Placement::alloc`], filled with zeros.
+    pub(crate) fn alloc_zeroed(
+        dev: &DrmDevice,
+        gpu: &Gpu<'_>,
+        kind: PlacementKind,
+        size: usize,
+    ) -> Result<Self> {
+        let this = Self::alloc(dev, kind, size)?;
+        if let Self::Vram(vram) = &this {
+            let all = 0..u64::try_from(size)?;
+            engine::clear(gpu.dev(), &gpu.engine_ring, vram.extents(all))?.wait()?;
+        }
+        Ok(this)
+    }
+
+    pub(crate) fn kind(&self) -> PlacementKind {
+        match self {
+            Self::System(_) => PlacementKind::System,
+            Self::Vram(_) => PlacementKind::Vram,
+        }
+    }
+
+    /// Makes the bytes reachable for the copy engine.
+    pub(crate) fn for_engine<'a>(
+        &'a self,
+        gpu: &'a Gpu<'_>,
+        dir: kernel::dma::DataDirection,
+    ) -> Result<EngineView<'a>> {
+        Ok(match self {
+            Self::System(pages) => EngineView::System(pages.map(gpu.dev(), dir)?),
+            Self::Vram(vram) => EngineView::Vram(vram),
+        })
+    }
+}
+
+/// A placement as the copy engine reaches it.
+pub(crate) enum EngineView<'a> {
+    System(MappedPages<'a>),
+    Vram(&'a VramPages),
+}
+
+impl EngineView<'_> {
+    /// Where the bytes `range` lie, which is not past the end.
+    pub(crate) fn extents(&self, range: Range<u64>) -> impl Iterator<Item = Extent> + '_ {
+        let (system, vram) = match self {
+            Self::System(pages) => (Some(pages.table().iter()), None),
+            Self::Vram(vram) => (None, Some(vram.extents(range.clone()))),
+        };
+        // The part of each DMA range that lies in `range`.
+        let system = system.into_iter().flatten().scan(0u64, move |at, entry| {
+            let (start, len) = (*at, entry.dma_len());
+            *at = start.saturating_add(len);
+            let skip = range.start.saturating_sub(start).min(len);
+            let end = range.end.saturating_sub(start).min(len);
+            Some(Extent {
+                place: Place::Memory(entry.dma_address().saturating_add(skip)),
+                len: end.saturating_sub(skip),
+            })
+        });
+        let vram = vram.into_iter().flatten();
+        Iterator::chain(vram, system.filter(|extent| extent.len != 0))
+    }
+}
+
+/// What changes about an object, under its reservation lock.
+pub(crate) struct State {
+    pub(crate) placement: Placement,
+    /// `P2PGPU_PEER_*`.
+    pub(crate) peer_flags: u32,
+    /// Importers that pin the object where it is.
+    pub(crate) pins: u32,
+    /// Times that importers were told to let go.
+    pub(crate) invalidations: u64,
+    /// Mappings given to importers through the aperture.
+    pub(crate) peer_maps: u64,
+    /// Mappings given to importers in system memory.
+    pub(crate) system_maps: u64,
+}
+
+/// The importers that are attached to an object.
+#[derive(Default)]
+pub(crate) struct Importers {
+    pub(crate) count: u32,
+    /// Set while there is one: the core forgets the dma-buf of an object that has lost its last
+    /// handle, but importers still have to be told.
+    pub(crate) dmabuf: Option<ARef<DmaBuf>>,
+}
+
+/// The driver's part of a GEM object.
+#[pin_data]
+pub(crate) struct Bo {
+    /// Changed with the reservation lock held; the mutex is never held over a call to importers.
+    #[pin]
+    pub(crate) state: Mutex<State>,
+    #[pin]
+    pub(crate) importers: Mutex<Importers>,
+}
+
+impl Bo {
+    /// The placement of this moment.
+    pub(crate) fn placement(&self) -> Placement {
+        self.state.lock().placement.clone()
+    }
+}
+
+/// Names of the object's pages in the aperture.
+pub(crate) fn names(obj: &Object) -> Result<Names> {
+    Ok(Names(u32::try_from(
+        obj.create_mmap_offset()? >> SLOT_SHIFT,
+    )?))
+}
+
+impl gem::DriverObject for Bo {
+    type Driver = DrmDriver;
+    type Args = Placement;
+
+    fn new(
+        dev: &DrmDevice,
+        _size: usize,
+        placement: Placement,
+    ) -> impl PinInit<Self, Error> {
+        dev.object_count(1);
+        try_pin_init!(Self {
+            state <- new_mutex!(State {
+                placement,
+                peer_flags: 0,
+                pins: 0,
+                invalidations: 0,
+                peer_maps: 0,
+                system_maps: 0,
+            }, "p2pgpu::gem::state"),
+            importers <- new_mutex!(Importers::default(), "p2pgpu::gem::importers"),
+        }? Error)
+    }
+}
+
+impl managed::Backing for Bo {
+    fn fault(
+        obj: &Object,
+        dev: &DrmDevice<Registered>,
+        page: usize,
+        fault: &Fault<'_>,
+    ) -> Outcome {
+        let handle = || {
+            let _guard = obj.resv().lock_interruptible()?;
+            match obj.placement() {
+                Placement::System(pages) => Ok(fault.insert_pfn(pages.pfn(page).ok_or(EINVAL)?)),
+                Placement::Vram(vram) => dev.registration_data_with(|gpu| {
+                    let names = names(obj)?;
+                    dev.aperture.fault(dev, gpu, (names, &vram), page, fault)
+                }),
+            }
+        };
+        handle().unwrap_or_else(Outcome::from)
+    }
+
+    fn export(obj: &Object) -> Result {
+        if obj.state.lock().peer_flags & uapi::P2PGPU_PEER_EXPORTABLE == 0 {
+            return Err(EPERM);
+        }
+        Ok(())
+    }
+
+    fn free(obj: &Object) {
+        if let Placement::Vram(vram) = obj.placement() {
+            release_slots(obj, &vram);
+        }
+        obj.dev().object_count(-1);
+    }
+}
+
+/// The pages of `vram` no longer belong to the object: so do their slots.
+///
+/// An error is one of the device: its slots are lost then, until it is bound again.
+pub(crate) fn release_slots(obj: &Object, vram: &VramPages) {
+    let released = with_gpu(obj, |gpu| {
+        obj.dev().aperture.release(gpu, names(obj)?, vram)
+    });
+    report_lost_slots(released);
+}
+
+/// Says once that slots are lost, if `released` is an error.
+pub(crate) fn report_lost_slots(released: Result) {
+    if let Err(error) = released {
+        kernel::pr_err_once!("slots are lost: {error:?}\n");
+    }
+}
+
+/// Runs `f` with the hardware, or without when the device is gone.
+pub(crate) fn with_gpu<R>(obj: &Object, f: impl FnOnce(Option<&Gpu<'_>>) -> R) -> R {
+    match obj.ioctl_dev().registration_guard() {
+        Some(dev) => dev.registration_data_with(|gpu| f(Some(gpu))),
+        None => f(None),
+    }
+}
+
+/// The bytes `offset` to `offset + size` of an object; `EINVAL` if they are none, or past its end.
+pub(crate) fn byte_range(obj: &Object, offset: u64, size: u64) -> Result<Range<u64>> {
+    let end = offset.checked_add(size).ok_or(EINVAL)?;
+    if size == 0 || end > u64::try_from(obj.size())? {
+        return Err(EINVAL);
+    }
+    Ok(offset..end)
+}
+
+const _: () = assert!(SLOT_SIZE == kernel::page::PAGE_SIZE);
+
+/// The object behind a handle.
+pub(crate) fn lookup(
+    file: &drm::File<crate::file::File>,
+    handle: u32,
+) -> Result<ARef<Object>> {
+    Object::lookup_handle(file, handle)
+}

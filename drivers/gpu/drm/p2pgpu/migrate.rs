@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Migration: an object's bytes go from one placement to another.
+//!
+//! Importers and CPUs are told first, the copy engine moves the bytes, and the old memory is
+//! freed when nobody can use it any more: an importer that unmaps late keeps the old VRAM pages
+//! and their slots alive by the reference in its mapping.
+
+use crate::{
+    driver::Gpu,
+    engine,
+    gem::{
+        self,
+        Object,
+        Placement,
+        PlacementKind, //
+    }, //
+};
+use kernel::{
+    dma::DataDirection,
+    dma_buf::{
+        resv::{
+            Held,
+            Usage, //
+        },
+        DmaBuf, //
+    },
+    drm::gem::BaseObject,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::aref::ARef,
+    time::msecs_to_jiffies, //
+};
+
+/// Longest wait for accesses of importers that were told to let go.
+const IMPORTERS_TIMEOUT_MS: u32 = 10_000;
+
+/// Takes back all mappings of importers. Under the object's reservation lock.
+///
+/// On return no access of an importer that was told is in flight.
+pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
+    let dmabuf: Option<ARef<DmaBuf>> = obj.importers.lock().dmabuf.clone();
+    let Some(dmabuf) = dmabuf else {
+        return Ok(());
+    };
+    obj.state.lock().invalidations += 1;
+    dmabuf.invalidate(held)?;
+    held.resv()
+        .wait(Usage::Bookkeep, msecs_to_jiffies(IMPORTERS_TIMEOUT_MS))
+}
+
+/// Moves the object to `target`. Under its reservation lock.
+///
+/// `EBUSY`: an importer pins it. `ENOSPC`, `ENOMEM`: there is no room. `EIO`: the engine failed.
+/// On an error the object is where it was, though its mappings may be gone.
+pub(crate) fn migrate(
+    obj: &Object,
+    gpu: &Gpu<'_>,
+    held: Held<'_>,
+    target: PlacementKind,
+) -> Result {
+    let old = {
+        let state = obj.state.lock();
+        if state.placement.kind() == target {
+            return Ok(());
+        }
+        if state.pins != 0 {
+            return Err(EBUSY);
+        }
+        state.placement.clone()
+    };
+    let size = obj.size();
+    let new = Placement::alloc(obj.dev(), target, size)?;
+    let mut room = held.reserve_fences(1)?;
+
+    invalidate(obj, held)?;
+    obj.zap(0..size / PAGE_SIZE)?;
+
+    {
+        let all = 0..u64::try_from(size)?;
+        let src = old.for_engine(gpu, DataDirection::ToDevice)?;
+        let dst = new.for_engine(gpu, DataDirection::FromDevice)?;
+        let job = engine::copy(
+            gpu.dev(),
+            &gpu.engine_ring,
+            src.extents(all.clone()),
+            dst.extents(all),
+        )?;
+        if let Some(fence) = job.fence() {
+            // For those who look at the buffer without its lock.
+            room.add(fence, Usage::Kernel)?;
+        }
+        job.wait()?;
+    }
+
+    obj.state.lock().placement = new;
+    if let Placement::Vram(vram) = old {
+        gem::release_slots(obj, &vram);
+    }
+    Ok(())
+}

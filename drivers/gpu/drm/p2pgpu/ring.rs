@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Command rings: commands in, fences out.
+//!
+//! A command is written to the ring, the doorbell is stored (the only register access of a
+//! submission), and the device reports the command's sequence number in the status block. Each
+//! command has a fence, which signals in the interrupt handler.
+
+use crate::regs::{
+    self,
+    Bar,
+    Operation,
+    RawCommand,
+    RawStatus, //
+};
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering, //
+};
+use kernel::{
+    c_str,
+    device,
+    dma::Coherent,
+    dma_buf::fence::{
+        Fence,
+        Names,
+        PendingFence,
+        Timeline, //
+    },
+    io::{
+        io_project,
+        io_read,
+        io_write,
+        poll::read_poll_timeout,
+        register::Array,
+        Io, //
+    },
+    irq,
+    new_mutex,
+    new_spinlock_irq,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        barrier::{
+            dma_mb,
+            Read, //
+        },
+        Arc,
+        Mutex,
+        SpinLockIrq, //
+    },
+    time::{
+        msecs_to_jiffies,
+        Delta, //
+    },
+};
+
+/// The device's rings, by register index, which is the number of the interrupt vector too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RingId {
+    /// Copies, fills, checksums.
+    Engine = 0,
+    /// Flushes: they do not wait behind a long copy.
+    Aperture = 1,
+}
+
+/// Log2 of the commands in a ring.
+const RING_LOG2: u32 = 8;
+const RING_COMMANDS: u32 = 1 << RING_LOG2;
+
+/// Time after which a command is taken for lost.
+const COMMAND_TIMEOUT_MS: u32 = 20_000;
+/// Time after which a ring that was told to stop is taken for dead.
+const STOP_TIMEOUT: Delta = Delta::from_millis(5_000);
+
+struct FenceNames;
+
+impl Names for FenceNames {
+    const DRIVER: &'static CStr = c_str!("p2pgpu");
+    const TIMELINE: &'static CStr = c_str!("ring");
+}
+
+/// Commands whose fence has not signalled.
+struct Pending {
+    /// Fence of sequence number `n` is at `n` modulo the ring's size.
+    fences: KVec<Option<PendingFence>>,
+    /// Sequence number up to which all fences have signalled.
+    signalled: u64,
+    /// Sequence number of the newest command.
+    submitted: u64,
+    /// The device has reported an error and the ring is halted.
+    halted: bool,
+}
+
+impl Pending {
+    fn entry(&mut self, seqno: u64) -> Option<&mut Option<PendingFence>> {
+        let index = usize::try_from(seqno % u64::from(RING_COMMANDS)).ok()?;
+        self.fences.get_mut(index)
+    }
+
+    /// Signals all fences up to `seqno`.
+    fn signal_to(&mut self, seqno: u64, outcome: Result) {
+        // The device is not trusted to report only what was submitted.
+        let last = seqno.min(self.submitted);
+        while self.signalled < last {
+            self.signalled += 1;
+            let seqno = self.signalled;
+            if let Some(fence) = self.entry(seqno).and_then(Option::take) {
+                fence.signal(outcome);
+            }
+        }
+    }
+}
+
+/// What a ring shares with its interrupt handler.
+#[pin_data]
+pub(crate) struct Completions {
+    status: Coherent<RawStatus>,
+    #[pin]
+    pending: SpinLockIrq<Pending>,
+}
+
+impl Completions {
+    /// Signals what the status block says. Callable from any context.
+    pub(crate) fn update(&self) {
+        let done = u64::from_le(io_read!(self.status, [build: regs::STATUS_DONE]));
+        let error = u64::from_le(io_read!(self.status, [build: regs::STATUS_ERROR]));
+        // What the command wrote is read after the word that says it is there.
+        dma_mb(Read);
+        let mut pending = self.pending.lock();
+        pending.signal_to(done, Ok(()));
+        if error != 0 {
+            pending.halted = true;
+            pending.signal_to(u64::MAX, Err(EIO));
+        }
+    }
+}
+
+/// The interrupt handler of a vector.
+pub(crate) enum Handler {
+    /// Fences of a ring.
+    Ring(Arc<Completions>),
+    /// Entries of the device's fault log, counted.
+    Fault(Arc<AtomicU64>),
+}
+
+impl irq::Handler for Handler {
+    fn handle(&self) -> irq::IrqReturn {
+        match self {
+            Self::Ring(completions) => completions.update(),
+            Self::Fault(count) => {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        irq::IrqReturn::Handled
+    }
+}
+
+/// Where the next command goes.
+struct Submission {
+    tail: u32,
+    /// The ring did not stop when told to; it is not used any more.
+    dead: bool,
+}
+
+/// A command ring of a bound device.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Ring<'drm> {
+    id: RingId,
+    bar: Arc<Bar<'drm>>,
+    commands: Coherent<[RawCommand]>,
+    completions: Arc<Completions>,
+    timeline: Timeline<FenceNames>,
+    #[pin]
+    submission: Mutex<Submission>,
+}
+
+impl<'drm> Ring<'drm> {
+    /// Allocates what the device and the handler share, before the ring is started.
+    pub(crate) fn completions(dev: &device::Device<device::Bound>) -> Result<Arc<Completions>> {
+        let status = Coherent::zeroed(dev, GFP_KERNEL)?;
+        let mut fences = KVec::with_capacity(usize::try_from(RING_COMMANDS)?, GFP_KERNEL)?;
+        for _ in 0..RING_COMMANDS {
+            fences.push(None, GFP_KERNEL)?;
+        }
+        Arc::pin_init(
+            try_pin_init!(Completions {
+                status,
+                pending <- new_spinlock_irq!(Pending {
+                    fences,
+                    signalled: 0,
+                    submitted: 0,
+                    halted: false,
+                }, "p2pgpu::ring::pending"),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Starts ring `id`; `completions` is already with the interrupt handler.
+    pub(crate) fn new<'a>(
+        dev: &'a device::Device<device::Bound>,
+        bar: Arc<Bar<'drm>>,
+        id: RingId,
+        completions: Arc<Completions>,
+    ) -> impl PinInit<Self, Error> + use<'a, 'drm> {
+        try_pin_init!(Self {
+            id,
+            commands: Coherent::zeroed_slice(dev, usize::try_from(RING_COMMANDS)?, GFP_KERNEL)?,
+            completions,
+            timeline: Timeline::new(),
+            submission <- new_mutex!(Submission {
+                tail: 0,
+                dead: false,
+            }, "p2pgpu::ring::submission"),
+            bar,
+        }? Error)
+        .pin_chain(|ring| {
+            let at = ring.id as usize;
+            let base = regs::RING_BASE::zeroed().with_address(ring.commands.dma_address());
+            let status = regs::RING_STATUS_ADDR::zeroed()
+                .with_address(ring.completions.status.dma_address());
+            let size = regs::RING_SIZE::zeroed().with_const_log2::<{ RING_LOG2 }>();
+            ring.bar.try_write(regs::RING_BASE::try_at(at).ok_or(EINVAL)?, base)?;
+            ring.bar.try_write(regs::RING_STATUS_ADDR::try_at(at).ok_or(EINVAL)?, status)?;
+            ring.bar.try_write(regs::RING_SIZE::try_at(at).ok_or(EINVAL)?, size)?;
+            ring.enable(true)
+        })
+    }
+
+    fn enable(&self, enable: bool) -> Result {
+        let control = regs::RING_CONTROL::zeroed().with_enable(enable);
+        let at = regs::RING_CONTROL::try_at(self.id as usize).ok_or(EINVAL)?;
+        self.bar.try_write(at, control)
+    }
+
+    /// Stops the ring; when this succeeds no DMA of it is in flight.
+    fn stop(&self) -> Result {
+        self.enable(false)?;
+        let at = self.id as usize;
+        read_poll_timeout(
+            || self.bar.try_read(regs::RING_STATE::try_at(at).ok_or(EINVAL)?),
+            |state| u32::from(state.state()) == regs::RING_DISABLED,
+            Delta::from_micros(500),
+            STOP_TIMEOUT,
+        )?;
+        Ok(())
+    }
+
+    /// Submits a command; the fence signals when it is done.
+    ///
+    /// `EIO`: the ring is dead. The memory that the command names stays valid until the fence has
+    /// signalled *and* [`Ring::wait`] has returned.
+    pub(crate) fn submit(&self, op: Operation, count: usize, list: u64) -> Result<ARef<Fence>> {
+        let count = u32::try_from(count)?;
+        let mut submission = self.submission.lock();
+        if submission.dead {
+            return Err(EIO);
+        }
+        if self.completions.pending.lock().halted {
+            self.restart(&mut submission)?;
+        }
+        self.wait_for_room()?;
+
+        let fence = self.timeline.fence()?;
+        let shared: ARef<Fence> = fence.fence().into();
+        let seqno = {
+            let mut pending = self.completions.pending.lock();
+            let seqno = pending.submitted.checked_add(1).ok_or(EOVERFLOW)?;
+            pending.submitted = seqno;
+            if let Some(entry) = pending.entry(seqno) {
+                *entry = Some(fence);
+            }
+            seqno
+        };
+
+        let index = usize::try_from(submission.tail % RING_COMMANDS)?;
+        let command = regs::command(op, count, list, seqno);
+        for (word, value) in command.into_iter().enumerate() {
+            io_write!(self.commands, [try: index][try: word], value);
+        }
+        submission.tail = submission.tail.wrapping_add(1);
+        // The store to the register is ordered after those to memory.
+        let doorbell = regs::RING_DOORBELL::zeroed().with_tail(submission.tail);
+        let at = regs::RING_DOORBELL::try_at(self.id as usize).ok_or(EINVAL)?;
+        self.bar.try_write(at, doorbell)?;
+        Ok(shared)
+    }
+
+    /// Waits until fewer commands are pending than the ring holds. Under the submission lock.
+    fn wait_for_room(&self) -> Result {
+        let oldest = {
+            let mut pending = self.completions.pending.lock();
+            if pending.submitted - pending.signalled < u64::from(RING_COMMANDS) {
+                return Ok(());
+            }
+            let seqno = pending.signalled + 1;
+            pending
+                .entry(seqno)
+                .and_then(|entry| entry.as_ref())
+                .map(|fence| ARef::from(fence.fence()))
+        };
+        match oldest {
+            Some(fence) => fence.wait(msecs_to_jiffies(COMMAND_TIMEOUT_MS)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for a command. When this returns, the device no longer uses the command's memory.
+    ///
+    /// `EIO`: the command failed, or was lost; the ring has been restarted, if that was possible.
+    pub(crate) fn wait(&self, fence: &Fence) -> Result {
+        match fence.wait(msecs_to_jiffies(COMMAND_TIMEOUT_MS)) {
+            Ok(()) => return Ok(()),
+            Err(error) if error == ETIMEDOUT => {
+                // An interrupt may have been lost.
+                self.completions.update();
+                if fence.status() == Some(Ok(())) {
+                    return Ok(());
+                }
+            }
+            Err(_) => {}
+        }
+        let mut submission = self.submission.lock();
+        // A later command may have restarted the ring already.
+        if self.completions.pending.lock().halted || !fence.is_signaled() {
+            self.restart(&mut submission)?;
+        }
+        Err(EIO)
+    }
+
+    /// Stops the ring, fails what is pending, and starts it empty.
+    fn restart(&self, submission: &mut Submission) -> Result {
+        if self.stop().is_err() {
+            submission.dead = true;
+        }
+        {
+            let mut pending = self.completions.pending.lock();
+            pending.signal_to(u64::MAX, Err(EIO));
+            pending.halted = false;
+        }
+        if submission.dead {
+            return Err(EIO);
+        }
+        io_project!(self.completions.status,).copy_write(RawStatus::default());
+        submission.tail = 0;
+        self.enable(true)
+    }
+
+    /// Submits a command and waits for it.
+    pub(crate) fn run(&self, op: Operation, count: usize, list: u64) -> Result {
+        let fence = self.submit(op, count, list)?;
+        self.wait(&fence)
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Ring<'_> {
+    fn drop(self: Pin<&mut Self>) {
+        // The memory of the ring is freed next.
+        if self.stop().is_err() {
+            pr_err!("p2pgpu: a ring does not stop; the device may still write to its memory\n");
+        }
+        let mut pending = self.completions.pending.lock();
+        pending.signal_to(u64::MAX, Err(ENODEV));
+    }
+}
