@@ -126,7 +126,7 @@ struct drm_p2pgpu_gem_info {
 	__u32 importers;
 	/** @pins: out: importers that pin the object where it is */
 	__u32 pins;
-	/** @invalidations: out: times that importers were told to let go */
+	/** @invalidations: out: times that importers had a mapping taken back */
 	__u64 invalidations;
 	/** @peer_maps: out: mappings given to importers through the aperture */
 	__u64 peer_maps;

@@ -203,9 +203,7 @@ impl<T: Importer> Attachment<T> {
         };
         // SAFETY: The caller promises a valid attachment and the lock; the table is the one that
         // mapping returned, and is given back once as it was taken out of `mapped`.
-        unsafe {
-            bindings::dma_buf_unmap_attachment(raw, mapped.sgt.as_ptr(), mapped.dir.into())
-        };
+        unsafe { bindings::dma_buf_unmap_attachment(raw, mapped.sgt.as_ptr(), mapped.dir.into()) };
     }
 
     /// Called with the reservation lock held.

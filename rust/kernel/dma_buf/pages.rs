@@ -31,7 +31,10 @@ impl Pages {
         }
         let mut pages = KVVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
-            pages.push(Page::alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?, GFP_KERNEL)?;
+            pages.push(
+                Page::alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?,
+                GFP_KERNEL,
+            )?;
         }
         Ok(Self(pages))
     }

@@ -198,9 +198,7 @@ impl FenceRoom<'_> {
     pub fn add(&mut self, fence: &Fence, usage: Usage) -> Result {
         self.count = self.count.checked_sub(1).ok_or(ENOSPC)?;
         // SAFETY: The object is valid and locked, and there is room for one fence more.
-        unsafe {
-            bindings::dma_resv_add_fence(self.held.0.as_raw(), fence.as_raw(), usage.into())
-        };
+        unsafe { bindings::dma_resv_add_fence(self.held.0.as_raw(), fence.as_raw(), usage.into()) };
         Ok(())
     }
 }

@@ -54,8 +54,7 @@ impl<'a> Provider<'a> {
         // SAFETY: `pdev` is a valid, bound device.
         to_result(unsafe { bindings::pcim_p2pdma_init(pdev.as_raw()) })?;
         // SAFETY: `pdev` is a valid, bound device that p2pdma knows.
-        let raw =
-            unsafe { bindings::pcim_p2pdma_provider(pdev.as_raw(), i32::try_from(bar)?) };
+        let raw = unsafe { bindings::pcim_p2pdma_provider(pdev.as_raw(), i32::try_from(bar)?) };
         // INVARIANT: The provider is managed: it lives until `pdev` is unbound.
         Ok(Self {
             raw: NonNull::new(raw).ok_or(EINVAL)?,
@@ -103,9 +102,8 @@ impl<'a> Provider<'a> {
         }
         let devfn = u32::from(device) << 3 | u32::from(function);
         // SAFETY: Any address may be looked up.
-        let raw = unsafe {
-            bindings::pci_get_domain_bus_and_slot(domain.into(), bus.into(), devfn)
-        };
+        let raw =
+            unsafe { bindings::pci_get_domain_bus_and_slot(domain.into(), bus.into(), devfn) };
         let Some(raw) = NonNull::new(raw) else {
             return Ok(None);
         };

@@ -249,12 +249,7 @@ impl Aperture {
     /// The pages of `vram` leave: their slots become free, or drain while peers hold them.
     ///
     /// The caller has zapped the CPU mappings, and holds off new ones.
-    pub(crate) fn release(
-        &self,
-        gpu: Option<&Gpu<'_>>,
-        names: Names,
-        vram: &VramPages,
-    ) -> Result {
+    pub(crate) fn release(&self, gpu: Option<&Gpu<'_>>, names: Names, vram: &VramPages) -> Result {
         let mut slots = self.slots.lock();
         let mut flush = Flush::new(gpu);
         for index in 0..vram.count() {

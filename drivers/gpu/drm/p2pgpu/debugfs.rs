@@ -26,21 +26,49 @@ use kernel::{
     },
     device::Bound,
     drm::{
-        RegisteredRef,
-        Registered,
         Device, //
+        Registered,
+        RegisteredRef,
     },
     fmt,
     io::Io,
     pci,
-    prelude::*,
-    str::CString, //
+    prelude::*, //
 };
 
 /// Slots in a line of the map.
 const MAP_WIDTH: usize = 64;
 
 type Entry = Pin<KBox<File<RegisteredRef<DrmDriver>>>>;
+
+kernel::sync::global_lock! {
+    // SAFETY: `Root::new` initializes it before a device can be probed.
+    unsafe(uninit) static ROOT: Mutex<Option<Dir>> = None;
+}
+
+/// The module's folder, `p2pgpu`, in which each device has its own.
+pub(crate) struct Root;
+
+impl Root {
+    /// Makes the folder.
+    ///
+    /// # Safety
+    ///
+    /// Called once, before the driver is registered.
+    pub(crate) unsafe fn new() -> Self {
+        // SAFETY: The caller promises that this is the first use.
+        unsafe { ROOT.init() };
+        *ROOT.lock() = Some(Dir::new(c"p2pgpu"));
+        Self
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        // The static is not dropped with the module.
+        *ROOT.lock() = None;
+    }
+}
 
 /// The files of a device; dropping it removes them.
 pub(crate) struct DebugFiles {
@@ -53,15 +81,32 @@ impl DebugFiles {
         pdev: &pci::Device<Bound>,
         drm: impl Fn() -> RegisteredRef<DrmDriver>,
     ) -> Result<Self> {
-        let name = CString::try_from_fmt(fmt!("p2pgpu-{}", pdev.as_ref().name()))?;
-        let dir = Dir::new(&name);
+        let dir = match &*ROOT.lock() {
+            Some(root) => root.subdir(pdev.as_ref().name()),
+            None => return Err(ENODEV),
+        };
         let files = [
-            KBox::pin_init(dir.read_callback_file(c"resources", drm(), &resources), GFP_KERNEL)?,
-            KBox::pin_init(dir.read_callback_file(c"counters", drm(), &counters), GFP_KERNEL)?,
-            KBox::pin_init(dir.read_callback_file(c"faults", drm(), &faults), GFP_KERNEL)?,
-            KBox::pin_init(dir.read_callback_file(c"aperture", drm(), &aperture), GFP_KERNEL)?,
+            KBox::pin_init(
+                dir.read_callback_file(c"resources", drm(), &resources),
+                GFP_KERNEL,
+            )?,
+            KBox::pin_init(
+                dir.read_callback_file(c"counters", drm(), &counters),
+                GFP_KERNEL,
+            )?,
+            KBox::pin_init(
+                dir.read_callback_file(c"faults", drm(), &faults),
+                GFP_KERNEL,
+            )?,
+            KBox::pin_init(
+                dir.read_callback_file(c"aperture", drm(), &aperture),
+                GFP_KERNEL,
+            )?,
         ];
-        Ok(Self { _files: files, _dir: dir })
+        Ok(Self {
+            _files: files,
+            _dir: dir,
+        })
     }
 }
 
@@ -80,7 +125,11 @@ fn resources(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt:
     with_gpu(drm, |dev, _| {
         let counts = dev.aperture.counts();
         writeln!(f, "objects {}", dev.objects())?;
-        writeln!(f, "slots_used {}", dev.aperture.total() - counts.free as usize)?;
+        writeln!(
+            f,
+            "slots_used {}",
+            dev.aperture.total() - counts.free as usize
+        )?;
         writeln!(f, "slots_idle {}", counts.idle)?;
         writeln!(f, "slots_peer {}", counts.peers)?;
         writeln!(f, "slots_draining {}", counts.draining)?;
@@ -91,9 +140,15 @@ fn resources(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt:
 fn counters(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     with_gpu(drm, |_, gpu| {
         for (name, offset) in regs::COUNTERS {
-            writeln!(f, "{name} {}", gpu.bar.try_read64(offset).map_err(|_| fmt::Error)?)?;
+            writeln!(
+                f,
+                "{name} {}",
+                gpu.bar.try_read64(offset).map_err(|_| fmt::Error)?
+            )?;
         }
-        Ok(())
+        // Counted here and not by the device: interrupts of its fault log that arrived.
+        let interrupts = gpu.fault_interrupts.load(Ordering::Relaxed);
+        writeln!(f, "fault_interrupts {interrupts}")
     })
 }
 
@@ -102,8 +157,11 @@ fn faults(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::Re
         gpu.engine_ring
             .run(Operation::Check, 0, 0)
             .map_err(|_| fmt::Error)?;
-        writeln!(f, "count {}", u32::from(gpu.bar.read(regs::FAULT_COUNT).count()))?;
-        writeln!(f, "interrupts {}", gpu.fault_interrupts.load(Ordering::Relaxed))?;
+        writeln!(
+            f,
+            "count {}",
+            u32::from(gpu.bar.read(regs::FAULT_COUNT).count())
+        )?;
         // The log is read destructively, and is bounded: what is shown here is not shown again.
         for _ in 0..regs::FAULT_LOG_ENTRIES {
             if !gpu.bar.read(regs::STATUS).fault_pending() {
@@ -128,7 +186,10 @@ fn faults(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::Re
 
 fn aperture(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     with_gpu(drm, |dev, _| {
-        writeln!(f, ". free, c idle or CPU, P peers, d draining; {MAP_WIDTH} slots a line")?;
+        writeln!(
+            f,
+            ". free, c idle or CPU, P peers, d draining; {MAP_WIDTH} slots a line"
+        )?;
         let mut column = 0;
         let mut result = Ok(());
         dev.aperture.for_each(|slot| {

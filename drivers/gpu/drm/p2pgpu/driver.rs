@@ -91,7 +91,8 @@ impl DrmData {
 
     /// Counts an object that is made (1) or freed (-1).
     pub(crate) fn object_count(&self, change: isize) {
-        self.objects.fetch_add(change.cast_unsigned(), Ordering::Relaxed);
+        self.objects
+            .fetch_add(change.cast_unsigned(), Ordering::Relaxed);
     }
 
     /// Whether the device is being unbound.
@@ -107,7 +108,9 @@ impl DrmData {
     /// An importer has detached from `obj`.
     pub(crate) fn detached(&self, obj: &Object) {
         let mut attached = self.attached.lock();
-        let found = attached.iter().position(|other| core::ptr::eq(&**other, obj));
+        let found = attached
+            .iter()
+            .position(|other| core::ptr::eq(&**other, obj));
         let removed = found.and_then(|index| attached.remove(index).ok());
         drop(attached);
         drop(removed);
@@ -206,7 +209,11 @@ fn reset(pdev: &pci::Device<device::Bound>, bar: &Bar<'_>) -> Result {
     let id = u32::from(bar.read(regs::ID).magic());
     let version = bar.read(regs::VERSION);
     if id != regs::ID_MAGIC || u32::from(version.major()) != regs::VERSION_MAJOR {
-        dev_err!(pdev, "unknown device: id {id:#x}, version {}\n", u32::from(version.major()));
+        dev_err!(
+            pdev,
+            "unknown device: id {id:#x}, version {}\n",
+            u32::from(version.major())
+        );
         return Err(ENODEV);
     }
     bar.write_reg(regs::CONTROL::zeroed().with_reset(true));
@@ -232,7 +239,10 @@ fn sizes(pdev: &pci::Device<device::Bound>, bar: &Bar<'_>) -> Result<(u64, usize
         && (u64::SZ_4K..=4 * u64::SZ_1G).contains(&aperture)
         && aperture == bar_size;
     if !sane {
-        dev_err!(pdev, "bad sizes: VRAM {vram:#x}, aperture {aperture:#x}, BAR {bar_size:#x}\n");
+        dev_err!(
+            pdev,
+            "bad sizes: VRAM {vram:#x}, aperture {aperture:#x}, BAR {bar_size:#x}\n"
+        );
         return Err(ENODEV);
     }
     Ok((vram, usize::try_from(aperture)? >> regs::SLOT_SHIFT))
@@ -272,8 +282,7 @@ impl pci::Driver for P2pGpu {
         let gpu = Gpu::new(bound, bar, slots);
         // SAFETY: The registration is a field of the data of the binding, which is dropped at
         // unbind.
-        let registration =
-            unsafe { drm::Registration::new(bound.as_ref(), drm, gpu, 0)? };
+        let registration = unsafe { drm::Registration::new(bound.as_ref(), drm, gpu, 0)? };
 
         Ok(BoundData {
             _debugfs: DebugFiles::new(bound, || RegisteredRef::new(&registration))?,
@@ -282,10 +291,7 @@ impl pci::Driver for P2pGpu {
     }
 
     /// Takes back what importers have, while the hardware still answers.
-    fn unbind<'bound>(
-        pdev: &'bound pci::Device<device::Core<'_>>,
-        this: Pin<&Self::Data<'bound>>,
-    ) {
+    fn unbind<'bound>(pdev: &'bound pci::Device<device::Core<'_>>, this: Pin<&Self::Data<'bound>>) {
         let drm = this.registration.device();
         drm.leaving.store(true, Ordering::Release);
 

@@ -100,8 +100,13 @@ impl Exporter for Bo {
             check_flag(obj)?;
             if !is_peer(gpu, importer) {
                 // The core takes EBUSY for a bug of ours.
-                migrate::migrate(obj, gpu, held, PlacementKind::System)
-                    .map_err(|error| if error == EBUSY { ENOSPC } else { error })?;
+                migrate::migrate(obj, gpu, held, PlacementKind::System).map_err(|error| {
+                    if error == EBUSY {
+                        ENOSPC
+                    } else {
+                        error
+                    }
+                })?;
             }
             let mut state = obj.state.lock();
             state.pins = state.pins.checked_add(1).ok_or(ENOSPC)?;
@@ -135,7 +140,9 @@ impl Exporter for Bo {
                 Placement::Vram(vram) => map_aperture(obj, gpu, importer, vram, held, dir),
                 Placement::System(pages) => {
                     let table = importer.map_pages(&pages, dir)?;
-                    obj.state.lock().system_maps += 1;
+                    let mut state = obj.state.lock();
+                    state.mappings += 1;
+                    state.system_maps += 1;
                     Ok((table, Mapping::System { _pages: pages }))
                 }
             }
@@ -143,6 +150,10 @@ impl Exporter for Bo {
     }
 
     fn unmap(obj: &Object, _data: &(), _held: Held<'_>, mapping: Mapping) {
+        {
+            let mut state = obj.state.lock();
+            state.mappings = state.mappings.saturating_sub(1);
+        }
         if let Mapping::Aperture { slots, .. } = &mapping {
             unhold(obj, slots);
         }
@@ -163,7 +174,9 @@ fn map_aperture<'a>(
         .and_then(|ranges| importer.map_bar(&gpu.provider, &ranges, held, dir));
     match table {
         Ok(table) => {
-            obj.state.lock().peer_maps += 1;
+            let mut state = obj.state.lock();
+            state.mappings += 1;
+            state.peer_maps += 1;
             Ok((table, Mapping::Aperture { slots, _vram: vram }))
         }
         Err(error) => {

@@ -95,9 +95,7 @@ impl Placement {
     pub(crate) fn alloc(dev: &DrmDevice, kind: PlacementKind, size: usize) -> Result<Self> {
         let count = size >> SLOT_SHIFT;
         Ok(match kind {
-            PlacementKind::System => {
-                Self::System(Arc::new(Pages::zeroed(count)?, GFP_KERNEL)?)
-            }
+            PlacementKind::System => Self::System(Arc::new(Pages::zeroed(count)?, GFP_KERNEL)?),
             PlacementKind::Vram => Self::Vram(Arc::new(dev.vram.alloc(count)?, GFP_KERNEL)?),
         })
     }
@@ -173,7 +171,9 @@ pub(crate) struct State {
     pub(crate) peer_flags: u32,
     /// Importers that pin the object where it is.
     pub(crate) pins: u32,
-    /// Times that importers were told to let go.
+    /// Mappings that importers hold.
+    pub(crate) mappings: u32,
+    /// Times that importers were told to let go of a mapping.
     pub(crate) invalidations: u64,
     /// Mappings given to importers through the aperture.
     pub(crate) peer_maps: u64,
@@ -218,17 +218,14 @@ impl gem::DriverObject for Bo {
     type Driver = DrmDriver;
     type Args = Placement;
 
-    fn new(
-        dev: &DrmDevice,
-        _size: usize,
-        placement: Placement,
-    ) -> impl PinInit<Self, Error> {
+    fn new(dev: &DrmDevice, _size: usize, placement: Placement) -> impl PinInit<Self, Error> {
         dev.object_count(1);
         try_pin_init!(Self {
             state <- new_mutex!(State {
                 placement,
                 peer_flags: 0,
                 pins: 0,
+                mappings: 0,
                 invalidations: 0,
                 peer_maps: 0,
                 system_maps: 0,
@@ -239,12 +236,7 @@ impl gem::DriverObject for Bo {
 }
 
 impl managed::Backing for Bo {
-    fn fault(
-        obj: &Object,
-        dev: &DrmDevice<Registered>,
-        page: usize,
-        fault: &Fault<'_>,
-    ) -> Outcome {
+    fn fault(obj: &Object, dev: &DrmDevice<Registered>, page: usize, fault: &Fault<'_>) -> Outcome {
         let handle = || {
             let _guard = obj.resv().lock_interruptible()?;
             match obj.placement() {
@@ -310,9 +302,6 @@ pub(crate) fn byte_range(obj: &Object, offset: u64, size: u64) -> Result<Range<u
 const _: () = assert!(SLOT_SIZE == kernel::page::PAGE_SIZE);
 
 /// The object behind a handle.
-pub(crate) fn lookup(
-    file: &drm::File<crate::file::File>,
-    handle: u32,
-) -> Result<ARef<Object>> {
+pub(crate) fn lookup(file: &drm::File<crate::file::File>, handle: u32) -> Result<ARef<Object>> {
     Object::lookup_handle(file, handle)
 }

@@ -43,7 +43,12 @@ pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
     let Some(dmabuf) = dmabuf else {
         return Ok(());
     };
-    obj.state.lock().invalidations += 1;
+    {
+        let mut state = obj.state.lock();
+        if state.mappings != 0 {
+            state.invalidations += 1;
+        }
+    }
     dmabuf.invalidate(held)?;
     held.resv()
         .wait(Usage::Bookkeep, msecs_to_jiffies(IMPORTERS_TIMEOUT_MS))

@@ -27,11 +27,38 @@ mod ring;
 mod slots;
 mod vram;
 
-kernel::module_pci_driver! {
-    type: driver::P2pGpu,
+use kernel::{
+    driver::Registration,
+    pci,
+    prelude::*,
+    InPlaceModule, //
+};
+
+#[pin_data]
+struct Module {
+    // Field order: the devices are gone when their folder goes.
+    #[pin]
+    _driver: Registration<pci::Adapter<driver::P2pGpu>>,
+    _debugfs: debugfs::Root,
+}
+
+impl InPlaceModule for Module {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        // SAFETY: This runs once, and the driver is registered after it.
+        let debugfs = unsafe { debugfs::Root::new() };
+
+        try_pin_init!(Self {
+            _driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
+            _debugfs: debugfs,
+        })
+    }
+}
+
+module! {
+    type: Module,
     name: "p2pgpu",
-    authors: ["p2pgpu developers"],
+    authors: ["The p2pgpu developers"],
     description: "Virtual GPU with a paged PCI aperture",
-    license: "GPL",
+    license: "GPL v2",
     imports_ns: ["DMA_BUF"],
 }

@@ -18,8 +18,7 @@ use core::sync::atomic::{
     Ordering, //
 };
 use kernel::{
-    c_str,
-    device,
+    c_str, device,
     dma::Coherent,
     dma_buf::fence::{
         Fence,
@@ -35,9 +34,7 @@ use kernel::{
         register::Array,
         Io, //
     },
-    irq,
-    new_mutex,
-    new_spinlock_irq,
+    irq, new_mutex, new_spinlock_irq,
     prelude::*,
     sync::{
         aref::ARef,
@@ -221,9 +218,12 @@ impl<'drm> Ring<'drm> {
             let status = regs::RING_STATUS_ADDR::zeroed()
                 .with_address(ring.completions.status.dma_address());
             let size = regs::RING_SIZE::zeroed().with_const_log2::<{ RING_LOG2 }>();
-            ring.bar.try_write(regs::RING_BASE::try_at(at).ok_or(EINVAL)?, base)?;
-            ring.bar.try_write(regs::RING_STATUS_ADDR::try_at(at).ok_or(EINVAL)?, status)?;
-            ring.bar.try_write(regs::RING_SIZE::try_at(at).ok_or(EINVAL)?, size)?;
+            ring.bar
+                .try_write(regs::RING_BASE::try_at(at).ok_or(EINVAL)?, base)?;
+            ring.bar
+                .try_write(regs::RING_STATUS_ADDR::try_at(at).ok_or(EINVAL)?, status)?;
+            ring.bar
+                .try_write(regs::RING_SIZE::try_at(at).ok_or(EINVAL)?, size)?;
             ring.enable(true)
         })
     }
@@ -239,7 +239,10 @@ impl<'drm> Ring<'drm> {
         self.enable(false)?;
         let at = self.id as usize;
         read_poll_timeout(
-            || self.bar.try_read(regs::RING_STATE::try_at(at).ok_or(EINVAL)?),
+            || {
+                self.bar
+                    .try_read(regs::RING_STATE::try_at(at).ok_or(EINVAL)?)
+            },
             |state| u32::from(state.state()) == regs::RING_DISABLED,
             Delta::from_micros(500),
             STOP_TIMEOUT,

@@ -269,7 +269,13 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
                 self.link_idle(id, page);
             }
             Some(Slot::Peers { page, peers }) => {
-                self.set(id, Slot::Peers { page, peers: peers - 1 });
+                self.set(
+                    id,
+                    Slot::Peers {
+                        page,
+                        peers: peers - 1,
+                    },
+                );
             }
             Some(Slot::Draining { peers: 1 }) => {
                 self.counts.draining -= 1;
@@ -301,7 +307,14 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
 
     fn link_idle(&mut self, id: SlotId, page: PageName) {
         let prev = self.idle.tail;
-        self.set(id, Slot::Idle { page, prev, next: NONE });
+        self.set(
+            id,
+            Slot::Idle {
+                page,
+                prev,
+                next: NONE,
+            },
+        );
         self.link_after(prev, id, false);
     }
 

@@ -67,7 +67,8 @@ pub trait Backing: DriverObject + Exporter<Source = Object<Self>> {
         fault: &Fault<'_>,
     ) -> Outcome;
 
-    /// May the object be exported? Called each time that a new dma-buf would be made of it.
+    /// May the object be exported? Called each time that somebody asks for a dma-buf of it, be it
+    /// a new one or one that exists.
     fn export(obj: &Object<Self>) -> Result;
 
     /// The last reference is gone: return what the object holds. May sleep.
@@ -179,7 +180,10 @@ impl<T: Backing> Object<T> {
     pub fn zap(&self, pages: Range<usize>) -> Result {
         let start = pages.start.checked_mul(PAGE_SIZE).ok_or(EINVAL)?;
         let length = pages.len().checked_mul(PAGE_SIZE).ok_or(EINVAL)?;
-        if start.checked_add(length).is_none_or(|end| end > self.size()) {
+        if start
+            .checked_add(length)
+            .is_none_or(|end| end > self.size())
+        {
             return Err(EINVAL);
         }
         let offset = self.create_mmap_offset()?;
@@ -211,15 +215,32 @@ impl<T: Backing> Object<T> {
         drop(unsafe { KBox::from_raw(this) });
     }
 
+    /// The core keeps the dma-buf of an object and would hand it out again without asking.
+    unsafe extern "C" fn handle_to_fd_callback(
+        dev: *mut bindings::drm_device,
+        file: *mut bindings::drm_file,
+        handle: u32,
+        flags: u32,
+        fd: *mut c_int,
+    ) -> c_int {
+        // SAFETY: The core passes a valid file of this driver.
+        let obj = unsafe { bindings::drm_gem_object_lookup(file, handle) };
+        let Some(obj) = NonNull::new(obj) else {
+            return ENOENT.to_errno();
+        };
+        // SAFETY: All objects of this driver are `Self`; the look-up gave us a reference.
+        let obj: ARef<Self> = unsafe { ARef::from_raw(Self::from_raw(obj.as_ptr()).into()) };
+        if let Err(error) = T::export(&obj) {
+            return error.to_errno();
+        }
+        // SAFETY: These are the arguments that the core passed.
+        unsafe { bindings::drm_gem_prime_handle_to_fd(dev, file, handle, flags, fd) }
+    }
+
     unsafe extern "C" fn export_callback(
         obj: *mut bindings::drm_gem_object,
         flags: c_int,
     ) -> *mut bindings::dma_buf {
-        // SAFETY: The core passes a valid object with our functions.
-        let this = unsafe { Self::from_raw(obj) };
-        if let Err(error) = T::export(this) {
-            return error.to_ptr();
-        }
         // SAFETY: The object's device and its driver are valid, as the object is.
         unsafe {
             let dev = (*obj).dev;
@@ -345,7 +366,7 @@ impl<T: Backing> driver::AllocImpl for Object<T> {
 
     const ALLOC_OPS: driver::AllocOps = driver::AllocOps {
         gem_create_object: None,
-        prime_handle_to_fd: None,
+        prime_handle_to_fd: Some(Self::handle_to_fd_callback),
         prime_fd_to_handle: None,
         gem_prime_import: Some(Self::import_callback),
         gem_prime_import_sg_table: None,
