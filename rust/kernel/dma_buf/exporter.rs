@@ -304,6 +304,9 @@ impl<E: Exporter> Ops<E> {
         unsafe { Held::assume((*(*raw).dmabuf).resv) }
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with a valid attachment of a buffer of exporter `E`, without its lock.
     unsafe extern "C" fn attach(
         _dmabuf: *mut bindings::dma_buf,
         raw: *mut bindings::dma_buf_attachment,
@@ -331,6 +334,9 @@ impl<E: Exporter> Ops<E> {
         }
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with an attachment that `attach` was called for, for the last time.
     unsafe extern "C" fn detach(
         _dmabuf: *mut bindings::dma_buf,
         raw: *mut bindings::dma_buf_attachment,
@@ -342,6 +348,9 @@ impl<E: Exporter> Ops<E> {
         E::detach(source, KBox::into_inner(attached).data);
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with an attachment between `attach` and `detach`, with the lock held.
     unsafe extern "C" fn pin(raw: *mut bindings::dma_buf_attachment) -> c_int {
         // SAFETY: The core passes a valid attachment of our buffer, with the lock held.
         let ((importer, source), attached, held) =
@@ -352,6 +361,9 @@ impl<E: Exporter> Ops<E> {
         }
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with an attachment between `attach` and `detach`, with the lock held.
     unsafe extern "C" fn unpin(raw: *mut bindings::dma_buf_attachment) {
         // SAFETY: The core passes a valid attachment of our buffer, with the lock held.
         let ((_, source), attached, held) =
@@ -359,6 +371,9 @@ impl<E: Exporter> Ops<E> {
         E::unpin(source, &attached.data, held);
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with an attachment between `attach` and `detach`, with the lock held.
     unsafe extern "C" fn map(
         raw: *mut bindings::dma_buf_attachment,
         dir: bindings::dma_data_direction,
@@ -389,6 +404,9 @@ impl<E: Exporter> Ops<E> {
         }
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with an attachment between `attach` and `detach`, with the lock held.
     unsafe extern "C" fn unmap(
         raw: *mut bindings::dma_buf_attachment,
         sgt: *mut bindings::sg_table,

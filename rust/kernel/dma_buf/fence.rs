@@ -113,10 +113,16 @@ impl<N: Names> Timeline<N> {
         ..pin_init::zeroed()
     };
 
+    /// # Safety
+    ///
+    /// Called by the core with a fence of such a timeline.
     unsafe extern "C" fn driver_name(_fence: *mut bindings::dma_fence) -> *const c_char {
         N::DRIVER.as_char_ptr()
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with a fence of such a timeline.
     unsafe extern "C" fn timeline_name(_fence: *mut bindings::dma_fence) -> *const c_char {
         N::TIMELINE.as_char_ptr()
     }

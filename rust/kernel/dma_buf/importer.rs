@@ -207,6 +207,10 @@ impl<T: Importer> Attachment<T> {
     }
 
     /// Called with the reservation lock held.
+    ///
+    /// # Safety
+    ///
+    /// Called by the core with an attachment that `Self::new` made, with the lock held.
     unsafe extern "C" fn invalidate_callback(raw: *mut bindings::dma_buf_attachment) {
         // SAFETY: The core passes a valid attachment that we made, so that its private pointer is
         // an `Inner<T>`, which outlives it; its buffer's lock is held during the call.

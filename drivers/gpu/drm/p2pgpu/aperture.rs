@@ -391,11 +391,16 @@ impl PageTable {
 /// The aperture's ranges that `slots` make up, in their order, adjacent ones merged: physical
 /// address and length in bytes.
 pub(crate) fn ranges(gpu: &Gpu<'_>, slots: &[SlotId]) -> Result<KVVec<(PhysAddr, usize)>> {
-    let mut ranges = KVVec::new();
-    for run in slots.chunk_by(|&a, &b| a.checked_add(1) == Some(b)) {
-        let Some(&first) = run.first() else { continue };
-        let len = run.len().checked_mul(SLOT_SIZE).ok_or(EOVERFLOW)?;
-        ranges.push((gpu.aperture_phys(first)?, len), GFP_KERNEL)?;
+    let mut ranges: KVVec<(PhysAddr, usize)> = KVVec::new();
+    let mut previous = None;
+    for &slot in slots {
+        match ranges.last_mut() {
+            Some((_, len)) if previous.and_then(|p: SlotId| p.checked_add(1)) == Some(slot) => {
+                *len = len.checked_add(SLOT_SIZE).ok_or(EOVERFLOW)?;
+            }
+            _ => ranges.push((gpu.aperture_phys(slot)?, SLOT_SIZE), GFP_KERNEL)?,
+        }
+        previous = Some(slot);
     }
     Ok(ranges)
 }

@@ -204,6 +204,9 @@ impl<T: Backing> Object<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with a `Self` without references.
     unsafe extern "C" fn free_callback(obj: *mut bindings::drm_gem_object) {
         // SAFETY: All objects with these functions are `Self`.
         let this = unsafe { crate::container_of!(Opaque::cast_from(obj), Self, obj) }.cast_mut();
@@ -216,6 +219,10 @@ impl<T: Backing> Object<T> {
     }
 
     /// The core keeps the dma-buf of an object and would hand it out again without asking.
+    ///
+    /// # Safety
+    ///
+    /// Called by the core with a device and an open file of `T::Driver`.
     unsafe extern "C" fn handle_to_fd_callback(
         dev: *mut bindings::drm_device,
         file: *mut bindings::drm_file,
@@ -237,6 +244,9 @@ impl<T: Backing> Object<T> {
         unsafe { bindings::drm_gem_prime_handle_to_fd(dev, file, handle, flags, fd) }
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with a `Self`.
     unsafe extern "C" fn export_callback(
         obj: *mut bindings::drm_gem_object,
         flags: c_int,
@@ -257,6 +267,9 @@ impl<T: Backing> Object<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with a mapping that is being made.
     unsafe extern "C" fn mmap_callback(
         _obj: *mut bindings::drm_gem_object,
         vma: *mut bindings::vm_area_struct,
@@ -271,6 +284,9 @@ impl<T: Backing> Object<T> {
         0
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with a fault in a mapping with these operations.
     unsafe extern "C" fn fault_callback(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
         // SAFETY: `drm_gem_mmap_obj()` and `drm_gem_prime_mmap()` store the object, with a
         // reference, in the mappings that get these operations.
@@ -294,6 +310,9 @@ impl<T: Backing> Object<T> {
         .into_raw()
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with a device of `T::Driver` and a valid dma-buf.
     unsafe extern "C" fn import_callback(
         dev: *mut bindings::drm_device,
         dmabuf: *mut bindings::dma_buf,
