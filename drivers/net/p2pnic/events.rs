@@ -176,8 +176,14 @@ impl EventQueue {
             dev_err!(nic.pdev(), "event queue: {:?}\n", error);
             return false;
         }
-        self.pending
-            .retain(|pending| !pending.is_due() || pending.attempt(nic));
+        let mut index = 0;
+        while let Some(pending) = self.pending.get_mut(index) {
+            if !pending.is_due() || pending.attempt(nic) {
+                index += 1;
+            } else {
+                let _ = self.pending.remove(index);
+            }
+        }
         // An event that came after `collect` raises the interrupt again.
         !self.pending.is_empty()
     }
