@@ -2,6 +2,7 @@
 
 #include <linux/dma-buf.h>
 #include <linux/dma-fence.h>
+#include <linux/dma-mapping.h>
 #include <linux/dma-resv.h>
 #include <linux/mm.h>
 
@@ -23,6 +24,11 @@ __rust_helper bool rust_helper_dma_fence_is_signaled(struct dma_fence *fence)
 __rust_helper void rust_helper_dma_fence_set_error(struct dma_fence *fence, int error)
 {
 	dma_fence_set_error(fence, error);
+}
+
+__rust_helper unsigned int rust_helper_dma_get_max_seg_size(struct device *dev)
+{
+	return dma_get_max_seg_size(dev);
 }
 
 __rust_helper int rust_helper_dma_resv_lock_interruptible(struct dma_resv *obj,

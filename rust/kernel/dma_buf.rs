@@ -36,8 +36,8 @@ pub mod importer;
 pub mod pages;
 pub mod resv;
 
-#[cfg(CONFIG_KUNIT)]
-mod tests;
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) mod tests;
 
 /// A `struct dma_buf`.
 ///

@@ -50,7 +50,7 @@ struct drm_p2pgpu_getparam {
  *
  * EINVAL: size is 0 or not a multiple of the slot size, unknown placement.
  * E2BIG: size is more than VRAM can ever hold (4 GiB for a system object).
- * ENOSPC: not enough free VRAM.
+ * ENOSPC: not enough free VRAM. EIO: the engine did not clear it.
  */
 struct drm_p2pgpu_gem_create {
 	/** @size: in: bytes */
@@ -93,7 +93,8 @@ struct drm_p2pgpu_gem_mmap_offset {
  * and no peer maps it. Clearing the flag invalidates the importers that hold
  * it; they cannot map it again.
  *
- * EINVAL: unknown flag. ENOENT: no such handle.
+ * EINVAL: unknown flag. ENOENT: no such handle. EBUSY: the flag is cleared, but
+ * the accesses of an importer did not end in time.
  */
 struct drm_p2pgpu_gem_set_peer {
 	/** @handle: in */
@@ -191,7 +192,7 @@ struct drm_p2pgpu_peer_query {
  * themselves. Returns when the bytes are in their new place. Moving an object
  * to where it is does nothing.
  *
- * EBUSY: an importer pins the object. ENOSPC: not enough free VRAM. EINVAL:
+ * EBUSY: an importer pins the object or does not let go. ENOSPC: not enough free VRAM. EINVAL:
  * unknown placement or flag. ENOENT: no such handle. EIO: the copy failed and
  * the object is where it was.
  */
@@ -234,7 +235,8 @@ struct drm_p2pgpu_gem_copy {
  * struct drm_p2pgpu_gem_checksum - SHA-256 of a range, by the copy engine
  *
  * EINVAL: the range is empty or past the end of the object. ENOENT: no such
- * handle. EIO: the engine failed.
+ * handle. E2BIG: the range lies in more pieces than one command takes (65536).
+ * EIO: the engine failed.
  */
 struct drm_p2pgpu_gem_checksum {
 	/** @handle: in */

@@ -68,7 +68,17 @@ struct p2pnic_query {
  * struct p2pnic_reg_region - make a range of a dma-buf a memory region
  *
  * The dma-buf is imported dynamically: it can move while it is registered. It
- * is mapped when a request first needs it.
+ * is mapped when a request first needs it, and again when one needs it after
+ * the exporter took the mapping back; requests wait meanwhile.
+ *
+ * If the exporter refuses to map it for good (EPERM, ENODEV, EXDEV, ...), or
+ * for now (EAGAIN, EBUSY, ENOMEM, ENOSPC, ...) over more than 5 seconds, the
+ * region is revoked: requests that wait for it complete with
+ * P2PNIC_STATUS_REVOKED, here or at the other end of the wire, and later ones
+ * with P2PNIC_STATUS_LOCAL_ACCESS or P2PNIC_STATUS_REMOTE_ACCESS. It stays
+ * revoked, even if the exporter would allow it again, and stays attached to
+ * the dma-buf, until it is deregistered; last_error of struct
+ * p2pnic_region_info says why.
  *
  * EBADF: fd is not open. EINVAL: fd is not a dma-buf; offset or size is 0 or
  * not a multiple of 4096 (offset may be 0), or past the end; unknown access.
@@ -116,7 +126,10 @@ struct p2pnic_region_info {
 	__u32 mapped;
 	/** @segments: out: DMA address ranges of the newest mapping */
 	__u32 segments;
-	/** @last_error: out: errno of the newest attempt to map, 0 if it worked */
+	/**
+	 * @last_error: out: errno of the newest attempt to map, 0 if it worked;
+	 * of a region that is revoked, the errno that revoked it
+	 */
 	__u32 last_error;
 	/** @maps: out: times that the region was mapped */
 	__u64 maps;
@@ -224,7 +237,7 @@ struct p2pnic_post_recv {
 #define P2PNIC_STATUS_REMOTE_ACCESS	2
 /* The message is longer than the receive entry. */
 #define P2PNIC_STATUS_LENGTH		3
-/* The region was destroyed while the request waited for it. */
+/* The region was deregistered or revoked while the request waited for it. */
 #define P2PNIC_STATUS_REVOKED		4
 /* An earlier request on the queue pair failed. */
 #define P2PNIC_STATUS_FLUSHED		5

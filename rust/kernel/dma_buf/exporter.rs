@@ -27,7 +27,10 @@ use crate::{
     new_mutex,
     pci::p2pdma::Provider,
     prelude::*,
-    sync::Mutex, //
+    sync::{
+        Arc,
+        Mutex, //
+    }, //
 };
 use core::{
     ffi::c_void,
@@ -62,7 +65,7 @@ pub trait Exporter: Sized + 'static {
     fn attach(source: &Self::Source, importer: &ImporterInfo<'_>) -> Result<Self::Attachment>;
 
     /// The importer goes. Called without the lock; there are no mappings left.
-    fn detach(source: &Self::Source, data: Self::Attachment);
+    fn detach(source: &Self::Source, data: &Self::Attachment);
 
     /// Keep the backing where it is, where all importers that are attached can reach it.
     fn pin(
@@ -140,7 +143,7 @@ impl ImporterInfo<'_> {
     /// Maps ranges of a BAR for the importer: pairs of physical address and length in bytes,
     /// multiples of the page size. Called from [`Exporter::map`].
     ///
-    /// `EINVAL`: there is no route, or `ranges` is empty.
+    /// `EINVAL`: there is no route, `ranges` is empty, or a range is not of whole pages of the BAR.
     pub fn map_bar<'a>(
         &'a self,
         provider: &Provider<'_>,
@@ -153,6 +156,9 @@ impl ImporterInfo<'_> {
         let mut vec = KVVec::with_capacity(ranges.len(), GFP_KERNEL)?;
         let mut size = 0usize;
         for &(paddr, len) in ranges {
+            if !provider.has_pages(paddr, len) {
+                return Err(EINVAL);
+            }
             vec.push(bindings::phys_vec { paddr, len }, GFP_KERNEL)?;
             size = size.checked_add(len).ok_or(EOVERFLOW)?;
         }
@@ -180,12 +186,17 @@ impl ImporterInfo<'_> {
         Ok(Table(Backing::Bar(table), PhantomData))
     }
 
-    /// Maps system pages for the importer. Called from [`Exporter::map`].
-    ///
-    /// The caller keeps `pages` alive until [`Exporter::unmap`], in the mapping's data.
-    pub fn map_pages<'a>(&'a self, pages: &Pages, dir: DataDirection) -> Result<Table<'a>> {
+    /// Maps system pages for the importer, and keeps them until it unmaps. Called from
+    /// [`Exporter::map`].
+    pub fn map_pages<'a>(&'a self, pages: Arc<Pages>, dir: DataDirection) -> Result<Table<'a>> {
         let table = pages.map_table(self.device(), dir)?;
-        Ok(Table(Backing::Pages(table), PhantomData))
+        Ok(Table(
+            Backing::Pages {
+                table,
+                _pages: pages,
+            },
+            PhantomData,
+        ))
     }
 }
 
@@ -216,14 +227,18 @@ impl Drop for BarTable {
 
 enum Backing {
     Bar(BarTable),
-    Pages(KBox<PageTable>),
+    Pages {
+        // Field order: the pages are unmapped before they can be freed.
+        table: KBox<PageTable>,
+        _pages: Arc<Pages>,
+    },
 }
 
 impl Backing {
     fn sgt(&mut self) -> *mut bindings::sg_table {
         match self {
             Self::Bar(table) => table.sgt.as_ptr(),
-            Self::Pages(table) => &mut table.sgt,
+            Self::Pages { table, .. } => &mut table.sgt,
         }
     }
 }
@@ -313,15 +328,16 @@ impl<E: Exporter> Ops<E> {
     ) -> c_int {
         // SAFETY: The core passes a valid attachment of our buffer.
         let (importer, source) = unsafe { Self::importer(raw) };
-        let attached = E::attach(source, &importer).and_then(|data| {
-            KBox::pin_init(
-                try_pin_init!(Attached::<E> {
+        // Room first: nothing can fail once the exporter has agreed.
+        let attached = KBox::<Attached<E>>::new_uninit(GFP_KERNEL)
+            .map_err(Error::from)
+            .and_then(|room| {
+                let data = E::attach(source, &importer)?;
+                room.write_pin_init(try_pin_init!(Attached::<E> {
                     records <- new_mutex!(KVec::new(), "dma_buf::exporter::records"),
                     data,
-                }? Error),
-                GFP_KERNEL,
-            )
-        });
+                }? Error))
+            });
         match attached {
             Ok(attached) => {
                 // SAFETY: Nothing moves out of the box until `detach`.
@@ -345,7 +361,7 @@ impl<E: Exporter> Ops<E> {
         let (_, source) = unsafe { Self::importer(raw) };
         // SAFETY: `attach` put the box there, and nobody uses it any more.
         let attached = unsafe { KBox::from_raw((*raw).priv_.cast::<Attached<E>>()) };
-        E::detach(source, KBox::into_inner(attached).data);
+        E::detach(source, &attached.data);
     }
 
     /// # Safety

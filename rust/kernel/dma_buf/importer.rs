@@ -55,7 +55,8 @@ pub trait Importer: Send + Sync + 'static {
     ///
     /// Called with the buffer's reservation lock held, so it does not wait for anything that needs
     /// that lock, nor allocates memory that reclaim could wait for. It may sleep for as long as
-    /// the device takes to stop. Called only while the buffer is mapped.
+    /// the device takes to stop. Called only while the buffer is mapped, once for each mapping; once
+    /// more if the attachment is dropped with a mapping that was taken back but not unmapped.
     fn invalidate(&self, held: Held<'_>) -> AfterInvalidate;
 }
 
@@ -63,6 +64,8 @@ pub trait Importer: Send + Sync + 'static {
 struct Mapped {
     sgt: NonNull<bindings::sg_table>,
     dir: DataDirection,
+    /// The exporter took it back: nobody gets these addresses any more.
+    revoked: bool,
 }
 
 // SAFETY: The table is plain memory that the exporter lent us.
@@ -71,7 +74,8 @@ unsafe impl Send for Mapped {}
 /// What an attachment's callback needs; its address is the importer's private pointer.
 #[pin_data]
 struct Inner<T> {
-    /// Changed only with the reservation lock held; the mutex is never held over a call out.
+    /// Changed only with the reservation lock held. Held over a call out only while somebody looks
+    /// at the table: who unmaps it there waits for himself, and does not pull it away.
     #[pin]
     mapped: Mutex<Option<Mapped>>,
     #[pin]
@@ -143,10 +147,12 @@ impl<T: Importer> Attachment<T> {
     }
 
     /// Maps the buffer, unless it is mapped, waits for moves to end, and passes the table of DMA
-    /// addresses to `use_table`. They are valid until the mapping is taken back or undone.
+    /// addresses to `use_table`. They are valid until the mapping is taken back or undone, which
+    /// `use_table` does not do.
     ///
-    /// `dev` is the device that is attached (else `EINVAL`), `held` the buffer's lock. Other
-    /// errors are the exporter's. `ETIMEDOUT`, `ERESTARTSYS`: the wait did not end.
+    /// `dev` is the device that is attached and `held` the buffer's lock, and a mapping that exists
+    /// has direction `dir` (else `EINVAL`). `EBUSY`: the mapping was taken back and is not unmapped
+    /// yet. Other errors are the exporter's. `ETIMEDOUT`, `ERESTARTSYS`: the wait did not end.
     pub fn map<R>(
         &self,
         dev: &Device<Bound>,
@@ -160,24 +166,36 @@ impl<T: Importer> Attachment<T> {
             return Err(EINVAL);
         }
 
-        let known = self.inner.mapped.lock().as_ref().map(|mapped| mapped.sgt);
-        let sgt = match known {
-            Some(sgt) => sgt,
+        let known = self
+            .inner
+            .mapped
+            .lock()
+            .as_ref()
+            .map(|mapped| (mapped.revoked, mapped.dir));
+        match known {
+            Some((true, _)) => return Err(EBUSY),
+            Some((false, known)) if known == dir => (),
+            Some(_) => return Err(EINVAL),
             None => {
                 // SAFETY: The attachment is valid and the reservation lock is held.
                 let sgt = from_err_ptr(unsafe {
                     bindings::dma_buf_map_attachment(self.raw.as_ptr(), dir.into())
                 })?;
                 let sgt = NonNull::new(sgt).ok_or(ENOMEM)?;
-                *self.inner.mapped.lock() = Some(Mapped { sgt, dir });
-                sgt
+                *self.inner.mapped.lock() = Some(Mapped {
+                    sgt,
+                    dir,
+                    revoked: false,
+                });
             }
-        };
+        }
 
         held.resv()
             .wait_interruptible(Usage::Kernel, msecs_to_jiffies(Self::MOVE_TIMEOUT_MS))?;
 
-        // SAFETY: The table stays valid while we hold the lock: unmapping needs it.
+        let mapped = self.inner.mapped.lock();
+        let sgt = mapped.as_ref().ok_or(EINVAL)?.sgt;
+        // SAFETY: The table stays valid while we hold the mutex: unmapping takes it.
         use_table(unsafe { SGTable::from_raw(sgt.as_ptr()) })
     }
 
@@ -220,8 +238,9 @@ impl<T: Importer> Attachment<T> {
                 Held::assume((*(*raw).dmabuf).resv),
             )
         };
-        if inner.mapped.lock().is_none() {
-            return;
+        match &mut *inner.mapped.lock() {
+            Some(mapped) if !mapped.revoked => mapped.revoked = true,
+            _ => return,
         }
         if inner.data.invalidate(held) == AfterInvalidate::Unmap {
             // SAFETY: As above.

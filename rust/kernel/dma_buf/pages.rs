@@ -29,6 +29,12 @@ impl Pages {
         if count == 0 {
             return Err(EINVAL);
         }
+        // A rough look, so that a size that cannot be had does not call the OOM killer.
+        // SAFETY: There are no requirements.
+        let available = unsafe { bindings::si_mem_available() };
+        if usize::try_from(available).map_or(true, |available| count > available) {
+            return Err(ENOMEM);
+        }
         let mut pages = KVVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
             pages.push(
@@ -72,9 +78,15 @@ impl Pages {
         }
         let bytes = list.len().checked_mul(PAGE_SIZE).ok_or(EOVERFLOW)?;
         // SAFETY: `dev` is a valid device.
-        let max_segment = match unsafe { bindings::dma_max_mapping_size(dev.as_raw()) } {
-            0 => u32::MAX,
-            bytes => u32::try_from(bytes).unwrap_or(u32::MAX),
+        let (max_mapping, max_segment) = unsafe {
+            (
+                bindings::dma_max_mapping_size(dev.as_raw()),
+                bindings::dma_get_max_seg_size(dev.as_raw()),
+            )
+        };
+        let max_segment = match u32::try_from(max_mapping) {
+            Ok(0) | Err(_) => max_segment,
+            Ok(max_mapping) => max_segment.min(max_mapping),
         };
 
         let mut table = KBox::new(
@@ -157,5 +169,59 @@ impl Drop for PageTable {
             // SAFETY: By the type invariant the table is allocated, and we free it once.
             unsafe { bindings::sg_free_table(&mut self.sgt) };
         }
+    }
+}
+
+#[macros::kunit_tests(rust_dma_buf_pages)]
+mod tests {
+    use super::*;
+    use crate::dma_buf::tests::dma_device;
+
+    #[test]
+    fn counts() -> Result {
+        assert_eq!(Pages::zeroed(0).err(), Some(EINVAL));
+        assert_eq!(Pages::zeroed(usize::MAX).err(), Some(ENOMEM));
+        let pages = Pages::zeroed(3)?;
+        assert_eq!(pages.count(), 3);
+        assert!(pages.pfn(3).is_none());
+        assert!(pages.pfn(usize::MAX).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn each_is_another_and_zeroed() -> Result {
+        let pages = Pages::zeroed(3)?;
+        for (index, page) in pages.0.iter().enumerate() {
+            for offset in (0..PAGE_SIZE).step_by(8) {
+                let mut bytes = [1; 8];
+                // SAFETY: There is room for 8 bytes, and nobody writes the page.
+                unsafe { page.read_raw(bytes.as_mut_ptr(), offset, 8)? };
+                assert_eq!(bytes, [0; 8]);
+            }
+            assert!(pages.pfn(index).is_some());
+            for other in 0..index {
+                assert!(pages.pfn(other) != pages.pfn(index));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn map_all() -> Result {
+        let reg = dma_device(c"kunit-pages")?;
+        let dev: &Device<Bound> = reg.as_ref().as_ref();
+        let pages = Pages::zeroed(5)?;
+        let mapped = pages.map(dev, DataDirection::Bidirectional)?;
+        let mut index = 0;
+        for entry in mapped.table().iter() {
+            // The device has no IOMMU: it sees physical addresses.
+            let start = usize::try_from(entry.dma_address())?;
+            for offset in (0..usize::try_from(entry.dma_len())?).step_by(PAGE_SIZE) {
+                assert_eq!(pages.pfn(index), Some((start + offset) / PAGE_SIZE));
+                index += 1;
+            }
+        }
+        assert_eq!(index, 5);
+        Ok(())
     }
 }

@@ -91,7 +91,7 @@ impl Resv {
         // SAFETY: `self` is valid.
         let locked = unsafe { bindings::dma_resv_trylock(self.as_raw()) };
         // INVARIANT: We hold the lock if the trylock says so.
-        locked.then_some(Guard(self, NotThreadSafe))
+        locked.then(|| Guard(self, NotThreadSafe))
     }
 
     /// Waits, for at most `timeout`, until all fences up to `usage` have signalled.

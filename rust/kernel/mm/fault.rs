@@ -87,7 +87,12 @@ impl Fault<'_> {
     }
 
     /// Installs the page-table entry of the page that faulted.
-    pub fn insert_pfn(&self, pfn: usize) -> Outcome {
+    ///
+    /// # Safety
+    ///
+    /// The task may read the page `pfn`, and write it if the mapping is writable. That stays so
+    /// (the page is not freed, for example) until the mapping is zapped.
+    pub unsafe fn insert_pfn(&self, pfn: usize) -> Outcome {
         let fault = &self.raw().__bindgen_anon_1;
         // SAFETY: The mapping is valid, has `VM_PFNMAP` and is not copy-on-write, by the type
         // invariant; the address is that of the fault.

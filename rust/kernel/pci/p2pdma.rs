@@ -10,6 +10,7 @@ use crate::{
     device,
     error::to_result,
     io::PhysAddr,
+    page::PAGE_SIZE,
     prelude::*,
     sync::aref::ARef, //
 };
@@ -47,8 +48,12 @@ unsafe impl Send for Provider<'_> {}
 unsafe impl Sync for Provider<'_> {}
 
 impl<'a> Provider<'a> {
-    /// Makes BAR `bar` of `pdev` available to peers, until `pdev` is unbound. Once for each BAR.
+    /// Makes BAR `bar`, 0 to 5, of `pdev` available to peers, until `pdev` is unbound.
     pub fn new(pdev: &'a Device<device::Bound>, bar: u32) -> Result<Self> {
+        // Other resources (the ROM) have a number too, but no provider.
+        if bar >= bindings::PCI_STD_NUM_BARS {
+            return Err(EINVAL);
+        }
         let start = pdev.resource_start(bar)?;
         let size = pdev.resource_len(bar)?;
         // SAFETY: `pdev` is a valid, bound device.
@@ -74,6 +79,19 @@ impl<'a> Provider<'a> {
             return Err(EINVAL);
         }
         self.start.checked_add(offset).ok_or(EOVERFLOW)
+    }
+
+    /// Whether the `len` bytes at `start` are whole pages of the BAR, at least one.
+    pub(crate) fn has_pages(&self, start: PhysAddr, len: usize) -> bool {
+        let Some(offset) = start.checked_sub(self.start) else {
+            return false;
+        };
+        // CAST: `usize` is not longer than `u64`.
+        let (page, len) = (PAGE_SIZE as u64, len as u64);
+        len != 0
+            && start.is_multiple_of(page)
+            && len.is_multiple_of(page)
+            && offset.checked_add(len).is_some_and(|end| end <= self.size)
     }
 
     /// How `peer` reaches the BAR.

@@ -144,8 +144,10 @@ impl Aperture {
             vram.set_hint(index, slot);
         }
         let phys = gpu.aperture_phys(slot)?;
-        // Under the lock: until it is released nobody takes the slot from the page.
-        Ok(fault.insert_pfn(usize::try_from(phys)? / SLOT_SIZE))
+        let pfn = usize::try_from(phys)? / SLOT_SIZE;
+        // SAFETY: The slot is of our BAR and shows the page that faulted. Whoever takes it from the
+        // page does so under the lock that we hold, and zaps the page first; so does unbinding.
+        Ok(unsafe { fault.insert_pfn(pfn) })
     }
 
     /// Shows all pages of `vram` for a peer, which holds the slots until [`Aperture::unmap`].
@@ -333,8 +335,12 @@ impl<'a, 'drm> Flush<'a, 'drm> {
         if count == 0 {
             return Ok(());
         }
-        gpu.aperture_ring
-            .run(Operation::Flush, count, gpu.table.ranges.dma_address())
+        let flush = || {
+            let ranges = gpu.table.ranges.dma_address();
+            gpu.aperture_ring.run(Operation::Flush, count, ranges)
+        };
+        // What the slots show must not be left open. The second time finds the ring restarted.
+        flush().or_else(|_| flush())
     }
 
     /// Makes the changes take effect: one doorbell, unless they lie in more than 65,536 pieces.

@@ -172,8 +172,8 @@ impl<'drm> Gpu<'drm> {
 
             Ok(try_pin_init!(Self {
                 pdev,
-                engine_ring <- Ring::new(dev, bar.clone(), RingId::Engine, engine),
-                aperture_ring <- Ring::new(dev, bar.clone(), RingId::Aperture, aperture),
+                engine_ring <- Ring::new(pdev, bar.clone(), RingId::Engine, engine),
+                aperture_ring <- Ring::new(pdev, bar.clone(), RingId::Aperture, aperture),
                 table,
                 provider: Provider::new(pdev, regs::BAR_APERTURE)?,
                 mapped: bar.read(regs::FEATURES).mapped(),
@@ -261,6 +261,8 @@ impl pci::Driver for P2pGpu {
         pdev.set_master();
         // SAFETY: Nobody does DMA yet: the device is being probed.
         unsafe { pdev.dma_set_mask_and_coherent(DmaMask::new::<64>())? };
+        // SAFETY: As above.
+        unsafe { pdev.dma_set_max_seg_size(u32::MAX) };
 
         let bound: &'bound pci::Device<device::Bound> = pdev;
         let bar = bound.iomap_region_sized(regs::BAR_REGS, c"p2pgpu")?;
@@ -295,12 +297,13 @@ impl pci::Driver for P2pGpu {
         let drm = this.registration.device();
         drm.leaving.store(true, Ordering::Release);
 
-        let mut index = 0;
-        loop {
+        // From the end: importers that detach meanwhile move others towards the start only.
+        let mut left = drm.attached.lock().len();
+        while let Some(index) = left.checked_sub(1) {
+            left = index;
             let Some(obj) = drm.attached.lock().get(index).cloned() else {
-                break;
+                continue;
             };
-            index += 1;
             let guard = obj.resv().lock();
             if let Err(error) = migrate::invalidate(&obj, guard.held()) {
                 dev_err!(pdev, "an importer does not let go: {error:?}\n");

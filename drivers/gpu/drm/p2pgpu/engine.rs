@@ -96,16 +96,16 @@ fn upload(
 /// Work that the engine has been given. Dropping it waits.
 pub(crate) struct Job<'a, 'drm> {
     ring: &'a Ring<'drm>,
-    /// The newest command; those before it end earlier.
-    fence: Option<ARef<Fence>>,
+    /// One a list, in order: any of them can fail.
+    fences: KVec<ARef<Fence>>,
     /// Read by the device until the work is done.
     _lists: KVec<Coherent<[RawSegment]>>,
 }
 
 impl Job<'_, '_> {
-    /// The fence of the whole job.
+    /// The fence that signals last.
     pub(crate) fn fence(&self) -> Option<&Fence> {
-        self.fence.as_deref()
+        self.fences.last().map(|fence| &**fence)
     }
 
     /// Waits for the job. `EIO`: it failed.
@@ -114,10 +114,11 @@ impl Job<'_, '_> {
     }
 
     fn finish(&mut self) -> Result {
-        match self.fence.take() {
-            Some(fence) => self.ring.wait(&fence),
-            None => Ok(()),
+        let mut result = Ok(());
+        for fence in core::mem::take(&mut self.fences) {
+            result = result.and(self.ring.wait(&fence));
         }
+        result
     }
 }
 
@@ -137,20 +138,13 @@ fn submit<'a, 'drm>(
     lists.close()?;
     let mut job = Job {
         ring,
-        fence: None,
+        fences: KVec::with_capacity(lists.full.len(), GFP_KERNEL)?,
         _lists: lists.full,
     };
-    let mut last = None;
     for list in &job._lists {
-        match ring.submit(op, list.len(), list.dma_address()) {
-            Ok(fence) => last = Some(fence),
-            Err(error) => {
-                job.fence = last;
-                return Err(error);
-            }
-        }
+        let fence = ring.submit(op, list.len(), list.dma_address())?;
+        job.fences.push(fence, GFP_KERNEL)?;
     }
-    job.fence = last;
     Ok(job)
 }
 

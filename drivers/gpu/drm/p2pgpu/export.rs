@@ -28,13 +28,16 @@ use kernel::{
             ImporterInfo,
             Table, //
         },
-        pages::Pages,
         resv::Held, //
     },
     pci::p2pdma::Route,
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc, //
     },
     uapi, //
@@ -47,8 +50,8 @@ pub(crate) enum Mapping {
         slots: KVVec<SlotId>,
         _vram: Arc<VramPages>,
     },
-    /// System pages.
-    System { _pages: Arc<Pages> },
+    /// Nothing: the pages stay with the table.
+    System,
 }
 
 /// Whether the importer can be given slots.
@@ -73,10 +76,11 @@ fn check_flag(obj: &Object) -> Result {
 
 impl Exporter for Bo {
     type Source = Object;
-    type Attachment = ();
+    /// Times that the importer pins the object.
+    type Attachment = Atomic<u32>;
     type Mapping = Mapping;
 
-    fn attach(obj: &Object, importer: &ImporterInfo<'_>) -> Result {
+    fn attach(obj: &Object, importer: &ImporterInfo<'_>) -> Result<Atomic<u32>> {
         with_live_gpu(obj, |_| check_flag(obj))?;
         {
             let mut importers = obj.importers.lock();
@@ -87,15 +91,20 @@ impl Exporter for Bo {
         if attached.is_err() {
             detach(obj);
         }
-        attached
+        attached.map(|()| Atomic::new(0))
     }
 
-    fn detach(obj: &Object, _data: ()) {
+    fn detach(obj: &Object, _pins: &Atomic<u32>) {
         obj.dev().detached(obj);
         detach(obj);
     }
 
-    fn pin(obj: &Object, importer: &ImporterInfo<'_>, _data: &(), held: Held<'_>) -> Result {
+    fn pin(
+        obj: &Object,
+        importer: &ImporterInfo<'_>,
+        pins: &Atomic<u32>,
+        held: Held<'_>,
+    ) -> Result {
         with_live_gpu(obj, |gpu| {
             check_flag(obj)?;
             if !is_peer(gpu, importer) {
@@ -110,11 +119,13 @@ impl Exporter for Bo {
             }
             let mut state = obj.state.lock();
             state.pins = state.pins.checked_add(1).ok_or(ENOSPC)?;
+            pins.fetch_add(1, Relaxed);
             Ok(())
         })
     }
 
-    fn unpin(obj: &Object, _data: &(), _held: Held<'_>) {
+    fn unpin(obj: &Object, pins: &Atomic<u32>, _held: Held<'_>) {
+        pins.fetch_sub(1, Relaxed);
         let mut state = obj.state.lock();
         state.pins = state.pins.saturating_sub(1);
     }
@@ -122,14 +133,13 @@ impl Exporter for Bo {
     fn map<'a>(
         obj: &Object,
         importer: &'a ImporterInfo<'a>,
-        _data: &(),
+        pins: &Atomic<u32>,
         held: Held<'_>,
         dir: DataDirection,
     ) -> Result<(Table<'a>, Mapping)> {
         with_live_gpu(obj, |gpu| {
             check_flag(obj)?;
-            let pinned = obj.state.lock().pins != 0;
-            if !pinned && !importer.can_be_invalidated() {
+            if pins.load(Relaxed) == 0 && !importer.can_be_invalidated() {
                 // It could neither be told to let go nor does it hold the object in place.
                 return Err(EOPNOTSUPP);
             }
@@ -139,17 +149,17 @@ impl Exporter for Bo {
             match obj.placement() {
                 Placement::Vram(vram) => map_aperture(obj, gpu, importer, vram, held, dir),
                 Placement::System(pages) => {
-                    let table = importer.map_pages(&pages, dir)?;
+                    let table = importer.map_pages(pages, dir)?;
                     let mut state = obj.state.lock();
                     state.mappings += 1;
                     state.system_maps += 1;
-                    Ok((table, Mapping::System { _pages: pages }))
+                    Ok((table, Mapping::System))
                 }
             }
         })
     }
 
-    fn unmap(obj: &Object, _data: &(), _held: Held<'_>, mapping: Mapping) {
+    fn unmap(obj: &Object, _pins: &Atomic<u32>, _held: Held<'_>, mapping: Mapping) {
         {
             let mut state = obj.state.lock();
             state.mappings = state.mappings.saturating_sub(1);

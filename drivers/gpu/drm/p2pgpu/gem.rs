@@ -240,7 +240,12 @@ impl managed::Backing for Bo {
         let handle = || {
             let _guard = obj.resv().lock_interruptible()?;
             match obj.placement() {
-                Placement::System(pages) => Ok(fault.insert_pfn(pages.pfn(page).ok_or(EINVAL)?)),
+                Placement::System(pages) => {
+                    let pfn = pages.pfn(page).ok_or(EINVAL)?;
+                    // SAFETY: The page is the object's, to which the mapping holds a reference,
+                    // until migration zaps it under the lock that we hold.
+                    Ok(unsafe { fault.insert_pfn(pfn) })
+                }
                 Placement::Vram(vram) => dev.registration_data_with(|gpu| {
                     let names = names(obj)?;
                     dev.aperture.fault(dev, gpu, (names, &vram), page, fault)

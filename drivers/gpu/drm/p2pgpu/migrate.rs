@@ -37,7 +37,7 @@ const IMPORTERS_TIMEOUT_MS: u32 = 10_000;
 
 /// Takes back all mappings of importers. Under the object's reservation lock.
 ///
-/// On return no access of an importer that was told is in flight.
+/// On return no access of an importer that was told is in flight. `EBUSY`: one does not let go.
 pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
     let dmabuf: Option<ARef<DmaBuf>> = obj.importers.lock().dmabuf.clone();
     let Some(dmabuf) = dmabuf else {
@@ -52,11 +52,12 @@ pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
     dmabuf.invalidate(held)?;
     held.resv()
         .wait(Usage::Bookkeep, msecs_to_jiffies(IMPORTERS_TIMEOUT_MS))
+        .map_err(|_| EBUSY)
 }
 
 /// Moves the object to `target`. Under its reservation lock.
 ///
-/// `EBUSY`: an importer pins it. `ENOSPC`, `ENOMEM`: there is no room. `EIO`: the engine failed.
+/// `EBUSY`: an importer pins it, or does not let go. `ENOSPC`, `ENOMEM`: there is no room. `EIO`: the engine failed.
 /// On an error the object is where it was, though its mappings may be gone.
 pub(crate) fn migrate(
     obj: &Object,
@@ -76,7 +77,6 @@ pub(crate) fn migrate(
     };
     let size = obj.size();
     let new = Placement::alloc(obj.dev(), target, size)?;
-    let mut room = held.reserve_fences(1)?;
 
     invalidate(obj, held)?;
     obj.zap(0..size / PAGE_SIZE)?;
@@ -85,6 +85,8 @@ pub(crate) fn migrate(
         let all = 0..u64::try_from(size)?;
         let src = old.for_engine(gpu, DataDirection::ToDevice)?;
         let dst = new.for_engine(gpu, DataDirection::FromDevice)?;
+        // Not earlier: importers that are told may add fences, and would use up the room.
+        let mut room = held.reserve_fences(1)?;
         let job = engine::copy(
             gpu.dev(),
             &gpu.engine_ring,

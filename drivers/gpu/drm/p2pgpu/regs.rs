@@ -115,6 +115,14 @@ register! {
     }
 }
 
+register! {
+    /// The PCI command register, in configuration space.
+    pub(crate) PCI_COMMAND(u16) @ 0x4 {
+        /// The device may start DMA.
+        2:2 bus_master => bool;
+    }
+}
+
 /// Value of [`ID`].
 pub(crate) const ID_MAGIC: u32 = 0x4750_3250;
 /// Major version that this driver speaks.

@@ -34,7 +34,7 @@ use kernel::{
         register::Array,
         Io, //
     },
-    irq, new_mutex, new_spinlock_irq,
+    irq, new_mutex, new_spinlock_irq, pci,
     prelude::*,
     sync::{
         aref::ARef,
@@ -67,6 +67,8 @@ const RING_COMMANDS: u32 = 1 << RING_LOG2;
 
 /// Time after which a command is taken for lost.
 const COMMAND_TIMEOUT_MS: u32 = 20_000;
+/// Time after which completions are looked for without an interrupt, in case one was lost.
+const LOOK_MS: u32 = 100;
 /// Time after which a ring that was told to stop is taken for dead.
 const STOP_TIMEOUT: Delta = Delta::from_millis(5_000);
 
@@ -120,11 +122,12 @@ pub(crate) struct Completions {
 impl Completions {
     /// Signals what the status block says. Callable from any context.
     pub(crate) fn update(&self) {
+        // Under the lock: what a restart clears is not acted on after it.
+        let mut pending = self.pending.lock();
         let done = u64::from_le(io_read!(self.status, [build: regs::STATUS_DONE]));
         let error = u64::from_le(io_read!(self.status, [build: regs::STATUS_ERROR]));
         // What the command wrote is read after the word that says it is there.
         dma_mb(Read);
-        let mut pending = self.pending.lock();
         pending.signal_to(done, Ok(()));
         if error != 0 {
             pending.halted = true;
@@ -164,6 +167,7 @@ struct Submission {
 #[pin_data(PinnedDrop)]
 pub(crate) struct Ring<'drm> {
     id: RingId,
+    pdev: &'drm pci::Device<device::Bound>,
     bar: Arc<Bar<'drm>>,
     commands: Coherent<[RawCommand]>,
     completions: Arc<Completions>,
@@ -195,15 +199,16 @@ impl<'drm> Ring<'drm> {
     }
 
     /// Starts ring `id`; `completions` is already with the interrupt handler.
-    pub(crate) fn new<'a>(
-        dev: &'a device::Device<device::Bound>,
+    pub(crate) fn new(
+        pdev: &'drm pci::Device<device::Bound>,
         bar: Arc<Bar<'drm>>,
         id: RingId,
         completions: Arc<Completions>,
-    ) -> impl PinInit<Self, Error> + use<'a, 'drm> {
+    ) -> impl PinInit<Self, Error> + use<'drm> {
         try_pin_init!(Self {
             id,
-            commands: Coherent::zeroed_slice(dev, usize::try_from(RING_COMMANDS)?, GFP_KERNEL)?,
+            pdev,
+            commands: Coherent::zeroed_slice(pdev.as_ref(), usize::try_from(RING_COMMANDS)?, GFP_KERNEL)?,
             completions,
             timeline: Timeline::new(),
             submission <- new_mutex!(Submission {
@@ -250,6 +255,14 @@ impl<'drm> Ring<'drm> {
         Ok(())
     }
 
+    /// Keeps a device whose ring does not stop from the bus: its memory is going to be freed.
+    fn cut_off(&self) {
+        dev_err!(self.pdev, "a ring does not stop: the device is cut off\n");
+        self.pdev
+            .config_space()
+            .update(regs::PCI_COMMAND, |command| command.with_bus_master(false));
+    }
+
     /// Submits a command; the fence signals when it is done.
     ///
     /// `EIO`: the ring is dead. The memory that the command names stays valid until the fence has
@@ -263,7 +276,7 @@ impl<'drm> Ring<'drm> {
         if self.completions.pending.lock().halted {
             self.restart(&mut submission)?;
         }
-        self.wait_for_room()?;
+        self.wait_for_room(&mut submission)?;
 
         let fence = self.timeline.fence()?;
         let shared: ARef<Fence> = fence.fence().into();
@@ -291,7 +304,7 @@ impl<'drm> Ring<'drm> {
     }
 
     /// Waits until fewer commands are pending than the ring holds. Under the submission lock.
-    fn wait_for_room(&self) -> Result {
+    fn wait_for_room(&self, submission: &mut Submission) -> Result {
         let oldest = {
             let mut pending = self.completions.pending.lock();
             if pending.submitted - pending.signalled < u64::from(RING_COMMANDS) {
@@ -304,25 +317,29 @@ impl<'drm> Ring<'drm> {
                 .map(|fence| ARef::from(fence.fence()))
         };
         match oldest {
-            Some(fence) => fence.wait(msecs_to_jiffies(COMMAND_TIMEOUT_MS)),
+            // Who submitted what failed learns it from its fence.
+            Some(fence) => self.ended(&fence).or_else(|_| self.restart(submission)),
             None => Ok(()),
         }
+    }
+
+    /// Waits for a command, for as long as a command may take. `EIO`: it failed, or has not ended.
+    fn ended(&self, fence: &Fence) -> Result {
+        for _ in 0..COMMAND_TIMEOUT_MS / LOOK_MS {
+            match fence.wait(msecs_to_jiffies(LOOK_MS)) {
+                Err(error) if error == ETIMEDOUT => self.completions.update(),
+                ended => return ended,
+            }
+        }
+        fence.status().unwrap_or(Err(EIO))
     }
 
     /// Waits for a command. When this returns, the device no longer uses the command's memory.
     ///
     /// `EIO`: the command failed, or was lost; the ring has been restarted, if that was possible.
     pub(crate) fn wait(&self, fence: &Fence) -> Result {
-        match fence.wait(msecs_to_jiffies(COMMAND_TIMEOUT_MS)) {
-            Ok(()) => return Ok(()),
-            Err(error) if error == ETIMEDOUT => {
-                // An interrupt may have been lost.
-                self.completions.update();
-                if fence.status() == Some(Ok(())) {
-                    return Ok(());
-                }
-            }
-            Err(_) => {}
+        if self.ended(fence).is_ok() {
+            return Ok(());
         }
         let mut submission = self.submission.lock();
         // A later command may have restarted the ring already.
@@ -336,16 +353,17 @@ impl<'drm> Ring<'drm> {
     fn restart(&self, submission: &mut Submission) -> Result {
         if self.stop().is_err() {
             submission.dead = true;
+            self.cut_off();
         }
         {
             let mut pending = self.completions.pending.lock();
+            io_project!(self.completions.status,).copy_write(RawStatus::default());
             pending.signal_to(u64::MAX, Err(EIO));
             pending.halted = false;
         }
         if submission.dead {
             return Err(EIO);
         }
-        io_project!(self.completions.status,).copy_write(RawStatus::default());
         submission.tail = 0;
         self.enable(true)
     }
@@ -362,7 +380,7 @@ impl PinnedDrop for Ring<'_> {
     fn drop(self: Pin<&mut Self>) {
         // The memory of the ring is freed next.
         if self.stop().is_err() {
-            pr_err!("p2pgpu: a ring does not stop; the device may still write to its memory\n");
+            self.cut_off();
         }
         let mut pending = self.completions.pending.lock();
         pending.signal_to(u64::MAX, Err(ENODEV));

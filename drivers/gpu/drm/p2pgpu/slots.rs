@@ -205,7 +205,9 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
         for id in first..first + count {
             self.unlink(id);
         }
-        self.cursor = Some(first + count).filter(|&next| next < total).unwrap_or(0);
+        self.cursor = Some(first + count)
+            .filter(|&next| next < total)
+            .unwrap_or(0);
         Some(first)
     }
 

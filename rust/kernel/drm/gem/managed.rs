@@ -54,6 +54,9 @@ use super::{
     IntoGEMObject, //
 };
 
+#[cfg(CONFIG_KUNIT = "y")]
+mod tests;
+
 /// What a driver does for its managed objects, beside exporting them.
 pub trait Backing: DriverObject + Exporter<Source = Object<Self>> {
     /// A CPU touched page `page`, below the number of pages: install its page-table entry.
@@ -251,6 +254,11 @@ impl<T: Backing> Object<T> {
         obj: *mut bindings::drm_gem_object,
         flags: c_int,
     ) -> *mut bindings::dma_buf {
+        // The handle may name another object than when `handle_to_fd_callback()` asked.
+        // SAFETY: All objects with these functions are `Self`.
+        if let Err(error) = T::export(unsafe { Self::from_raw(obj) }) {
+            return error.to_ptr();
+        }
         // SAFETY: The object's device and its driver are valid, as the object is.
         unsafe {
             let dev = (*obj).dev;
