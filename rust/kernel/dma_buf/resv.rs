@@ -108,6 +108,8 @@ impl Resv {
     }
 
     fn wait_raw(&self, usage: Usage, timeout: Jiffies, interruptible: bool) -> Result {
+        // The C side takes it as signed.
+        let timeout = timeout.min(isize::MAX.cast_unsigned());
         // SAFETY: `self` is valid.
         let left = unsafe {
             bindings::dma_resv_wait_timeout(self.as_raw(), usage.into(), interruptible, timeout)

@@ -61,6 +61,8 @@ use kernel::{
     time::Delta, //
 };
 
+/// Longest wait, at unbind, for importers that unmap later than they were told.
+const UNMAP_TIMEOUT: Delta = Delta::from_millis(10_000);
 /// Longest wait for a reset.
 const RESET_TIMEOUT: Delta = Delta::from_millis(10_000);
 
@@ -77,6 +79,8 @@ pub(crate) struct DrmData {
     pub(crate) aperture: Aperture,
     pub(crate) vram: Vram,
     objects: AtomicUsize,
+    /// Mappings that importers hold, of all objects.
+    mappings: AtomicUsize,
     /// Set before unbind: importers are not given anything any more.
     leaving: AtomicBool,
     /// Objects with importers, once for each attachment.
@@ -93,6 +97,11 @@ impl DrmData {
     pub(crate) fn object_count(&self, change: isize) {
         self.objects
             .fetch_add(change.cast_unsigned(), Ordering::Relaxed);
+    }
+
+    /// Counts a mapping that an importer is given (1) or gives back (-1).
+    pub(crate) fn mapping_count(&self, change: isize) {
+        self.mappings.fetch_add(change.cast_unsigned(), Ordering::Release);
     }
 
     /// Whether the device is being unbound.
@@ -274,6 +283,7 @@ impl pci::Driver for P2pGpu {
             aperture <- Aperture::new(slots),
             vram: Vram::new(vram_size)?,
             objects: AtomicUsize::new(0),
+            mappings: AtomicUsize::new(0),
             leaving: AtomicBool::new(false),
             attached: KBox::pin_init(
                 new_mutex!(KVec::new(), "p2pgpu::driver::attached"),
@@ -308,6 +318,16 @@ impl pci::Driver for P2pGpu {
             if let Err(error) = migrate::invalidate(&obj, guard.held()) {
                 dev_err!(pdev, "an importer does not let go: {error:?}\n");
             }
+        }
+        // The addresses that they hold are those of the BAR, which ends with the binding.
+        let unmapped = read_poll_timeout(
+            || Ok(drm.mappings.load(Ordering::Acquire)),
+            |&mappings| mappings == 0,
+            Delta::from_millis(1),
+            UNMAP_TIMEOUT,
+        );
+        if unmapped.is_err() {
+            dev_err!(pdev, "importers keep mappings of a device that goes\n");
         }
     }
 }

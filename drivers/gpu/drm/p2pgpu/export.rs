@@ -14,12 +14,14 @@ use crate::{
         Bo,
         Object,
         Placement,
-        PlacementKind, //
+        PlacementKind,
+        State, //
     },
     migrate,
     slots::SlotId,
     vram::VramPages, //
 };
+use core::ops::DerefMut;
 use kernel::{
     dma::DataDirection,
     dma_buf::{
@@ -150,9 +152,7 @@ impl Exporter for Bo {
                 Placement::Vram(vram) => map_aperture(obj, gpu, importer, vram, held, dir),
                 Placement::System(pages) => {
                     let table = importer.map_pages(pages, dir)?;
-                    let mut state = obj.state.lock();
-                    state.mappings += 1;
-                    state.system_maps += 1;
+                    mapped(obj).system_maps += 1;
                     Ok((table, Mapping::System))
                 }
             }
@@ -167,7 +167,16 @@ impl Exporter for Bo {
         if let Mapping::Aperture { slots, .. } = &mapping {
             unhold(obj, slots);
         }
+        obj.dev().mapping_count(-1);
     }
+}
+
+/// Counts a mapping that an importer is given.
+fn mapped(obj: &Object) -> impl DerefMut<Target = State> + '_ {
+    obj.dev().mapping_count(1);
+    let mut state = obj.state.lock();
+    state.mappings += 1;
+    state
 }
 
 fn map_aperture<'a>(
@@ -184,9 +193,7 @@ fn map_aperture<'a>(
         .and_then(|ranges| importer.map_bar(&gpu.provider, &ranges, held, dir));
     match table {
         Ok(table) => {
-            let mut state = obj.state.lock();
-            state.mappings += 1;
-            state.peer_maps += 1;
+            mapped(obj).peer_maps += 1;
             Ok((table, Mapping::Aperture { slots, _vram: vram }))
         }
         Err(error) => {
