@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0
+# The project's commands.  All work is done by tools/p2ptest/scripts/run, which
+# makes a toolchain folder and runs the harness in it; nothing else is needed
+# on the host than git, make and, on Debian, mmdebstrap.
+
+export T FILE P2PGPU_CACHE KERNEL_SOURCE ACCEL MODE TOPOLOGY TIMEOUT_SCALE JOBS
+
+RUN := tools/p2ptest/scripts/run
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test list shell kernel clean distclean
+
+help:
+	@$(RUN) help
+
+demo test list shell kernel clean distclean:
+	@$(RUN) $@

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The agent: takes the harness's requests from a serial port, one at a time.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use anyhow::{Context as _, Result};
+use nix::libc::O_NONBLOCK;
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use p2p_init::{Report, Request, Status, kmsg_text};
+
+use crate::run;
+
+const PORT: &str = "/dev/ttyS1";
+/// The kernel cuts longer records.
+const KMSG_RECORD: usize = 8192;
+
+/// Serves until the harness powers the guest off or closes the port.
+///
+/// # Errors
+///
+/// When the port or the kernel's log cannot be used.
+pub fn serve(problems: Vec<String>) -> Result<()> {
+    let mut agent = Agent::new()?;
+    agent.forward_kernel_log()?;
+    agent.send(&Report::Ready { problems })?;
+    let reader = BufReader::new(agent.port.try_clone()?);
+    for line in reader.lines() {
+        let line = line.context("reading the port")?;
+        if line.is_empty() {
+            continue;
+        }
+        match serde_json::from_str(&line) {
+            Ok(Request::PowerOff) => return Ok(()),
+            Ok(Request::Run { id, argv, timeout }) => {
+                agent.note(&format!("begin {id}"));
+                let status = run::run(&argv, timeout, |text| agent.output(text));
+                agent.note(&format!("end {id}: {status:?}"));
+                agent.end(status)?;
+            }
+            Ok(Request::Kunit) => {
+                let status = match agent.kunit() {
+                    Ok(()) => Status::Exit(0),
+                    Err(e) => Status::Failed(format!("{e:#}")),
+                };
+                agent.end(status)?;
+            }
+            Err(e) => agent.end(Status::Failed(format!("{line}: {e}")))?,
+        }
+    }
+    Ok(())
+}
+
+struct Agent {
+    port: File,
+    log: File,
+}
+
+impl Agent {
+    fn new() -> Result<Self> {
+        let port = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(PORT)
+            .with_context(|| format!("opening {PORT}"))?;
+        let mut settings = tcgetattr(&port)?;
+        cfmakeraw(&mut settings);
+        tcsetattr(&port, SetArg::TCSANOW, &settings)?;
+        let log = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(O_NONBLOCK)
+            .open("/dev/kmsg")
+            .context("opening /dev/kmsg")?;
+        Ok(Self { port, log })
+    }
+
+    fn send(&mut self, report: &Report) -> Result<()> {
+        let mut line = serde_json::to_vec(report)?;
+        line.push(b'\n');
+        self.port.write_all(&line).context("writing to the port")
+    }
+
+    fn output(&mut self, text: String) -> Result<()> {
+        self.send(&Report::Output { text })
+    }
+
+    fn end(&mut self, status: Status) -> Result<()> {
+        self.forward_kernel_log()?;
+        self.send(&Report::Ended { status })
+    }
+
+    /// Marks the kernel's log, so that a console tells what ran when.
+    fn note(&mut self, text: &str) {
+        // The log is for people; a test does not fail because it has no mark.
+        // One write is one record; without its end it would wait for the next one.
+        let _ = self.log.write_all(format!("p2ptest: {text}\n").as_bytes());
+    }
+
+    fn forward_kernel_log(&mut self) -> Result<()> {
+        let mut record = vec![0; KMSG_RECORD];
+        loop {
+            match self.log.read(&mut record) {
+                Ok(0) => return Ok(()),
+                Ok(n) => {
+                    let text = String::from_utf8_lossy(&record[..n]);
+                    let text = kmsg_text(&text).to_owned();
+                    self.send(&Report::Kernel { text })?;
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+                // Records were overwritten before we read them; the next read goes on.
+                Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e).context("reading /dev/kmsg"),
+            }
+        }
+    }
+
+    fn kunit(&mut self) -> Result<()> {
+        let folder = "/sys/kernel/debug/kunit";
+        let mut suites: Vec<_> = fs::read_dir(folder)
+            .with_context(|| format!("reading {folder}"))?
+            .filter_map(|e| e.ok().map(|e| e.path()))
+            .collect();
+        suites.sort();
+        for suite in suites {
+            let results = fs::read(suite.join("results"))
+                .with_context(|| format!("reading the results of {}", suite.display()))?;
+            for text in String::from_utf8_lossy(&results).lines() {
+                self.output(text.to_owned())?;
+            }
+        }
+        Ok(())
+    }
+}

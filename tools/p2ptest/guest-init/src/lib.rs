@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the harness and the guest's agent say to each other: one JSON object a
+//! line, over a serial port.
+
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+/// Where the initrd lists the modules to load, one path a line.
+pub const MODULE_LIST: &str = "/etc/p2p-modules";
+/// Where the test programs and the demo are in the guest.
+pub const TESTS: &str = "/tests";
+/// Kernel parameter that says what /init does; its values are [`Mode`]'s.
+pub const MODE_PARAMETER: &str = "p2p.mode";
+
+/// What /init does once the drivers are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Serve the harness on the second serial port.
+    Agent,
+    /// A shell on the console.
+    Shell,
+}
+
+impl Mode {
+    /// The value of [`MODE_PARAMETER`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Shell => "shell",
+        }
+    }
+
+    /// The mode that a kernel command line asks for: the agent, unless it says shell.
+    pub fn from_command_line(line: &str) -> Self {
+        let shell = line
+            .split_whitespace()
+            .filter_map(|word| word.split_once('='))
+            .any(|(name, value)| name == MODE_PARAMETER && value == Self::Shell.name());
+        if shell { Self::Shell } else { Self::Agent }
+    }
+}
+
+/// From the harness. Each is answered by [`Report::Kernel`] and [`Report::Output`]
+/// lines, then by exactly one [`Report::Ended`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Request {
+    /// Runs a program.
+    Run {
+        /// Shown in the kernel log before it starts.
+        id: String,
+        /// Path and arguments.
+        argv: Vec<String>,
+        /// After so many seconds it is killed.
+        timeout: u64,
+    },
+    /// Sends the results of the KUnit suites that ran.
+    Kunit,
+    /// Powers the guest off; there is no answer.
+    PowerOff,
+}
+
+/// From the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "kebab-case")]
+pub enum Report {
+    /// The guest is up: the first report of a boot.
+    Ready {
+        /// What went wrong on the way, for example a module that did not load.
+        problems: Vec<String>,
+    },
+    /// A line of the kernel's log.
+    Kernel {
+        /// Without its time and level.
+        text: String,
+    },
+    /// A line that the program wrote, or of a KUnit suite's results.
+    Output {
+        /// Invalid UTF-8 replaced.
+        text: String,
+    },
+    /// The request is done.
+    Ended {
+        /// How.
+        status: Status,
+    },
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// With this exit code.
+    Exit(i32),
+    /// By this signal.
+    Signal(i32),
+    /// It was killed at its timeout.
+    Timeout,
+    /// It was killed at its timeout and is still there: the kernel holds it.
+    Stuck,
+    /// It could not be started.
+    Failed(String),
+}
+
+/// The text of a `/dev/kmsg` record: what follows the first semicolon of the first
+/// line. Continuation lines, which start with a blank, carry no message.
+pub fn kmsg_text(record: &str) -> &str {
+    let line = record.lines().next().unwrap_or_default();
+    line.split_once(';').map_or(line, |(_, text)| text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_the_wire() {
+        let request = Request::Run {
+            id: "mapped/p2p_export@x".into(),
+            argv: vec![
+                "/tests/p2p_export".into(),
+                "--run-subtest".into(),
+                "x\ny".into(),
+            ],
+            timeout: 60,
+        };
+        let line = serde_json::to_string(&request).unwrap();
+        assert!(!line.contains('\n'));
+        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+
+        for status in [
+            Status::Exit(77),
+            Status::Signal(9),
+            Status::Stuck,
+            Status::Failed("no".into()),
+        ] {
+            let report = Report::Ended { status };
+            let line = serde_json::to_string(&report).unwrap();
+            assert_eq!(serde_json::from_str::<Report>(&line).unwrap(), report);
+        }
+    }
+
+    #[test]
+    fn text_of_kmsg_records() {
+        assert_eq!(
+            kmsg_text("6,339,5140900,-;NET: a;b\n SUBSYSTEM=net\n"),
+            "NET: a;b"
+        );
+        assert_eq!(kmsg_text("no header"), "no header");
+        assert_eq!(kmsg_text(""), "");
+    }
+
+    #[test]
+    fn mode_of_a_command_line() {
+        assert_eq!(
+            Mode::from_command_line("console=ttyS0 p2p.mode=shell\n"),
+            Mode::Shell
+        );
+        assert_eq!(
+            Mode::from_command_line("console=ttyS0 xp2p.mode=shell"),
+            Mode::Agent
+        );
+        assert_eq!(Mode::from_command_line(""), Mode::Agent);
+    }
+}

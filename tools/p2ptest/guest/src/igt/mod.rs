@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A test program in IGT's style: a list of subtests, one line when one starts
+//! and one with its result, and exit status 0, 77 or 98.
+//!
+//! Around each subtest the resources and the fault logs of all devices are
+//! compared, so that each is also a test for leaks and for device faults.
+
+mod process;
+
+pub use process::{Child, Outcome, fork};
+
+use crate::debugfs::{Debugfs, Snapshot};
+use clap::Parser;
+use glob::Pattern;
+use std::any::Any;
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// One subtest of a program. Made by [`subtests!`].
+#[derive(Debug)]
+pub struct Subtest {
+    /// The function's name
+    pub function: &'static str,
+    /// What is tested, a sentence a line
+    pub about: &'static [&'static str],
+    /// The test: returns if it passed, panics if not
+    pub run: fn(),
+}
+
+impl Subtest {
+    /// The name on the command line: words joined by dashes.
+    pub fn name(&self) -> String {
+        self.function.replace('_', "-")
+    }
+}
+
+/// Lists the subtests of a program, in the order in which they run.
+///
+/// Each entry is a function's name, with a doc comment that says what it tests.
+#[macro_export]
+macro_rules! subtests {
+    ($( $(#[doc = $about:literal])+ $run:ident, )+) => {
+        &[$($crate::igt::Subtest {
+            function: stringify!($run),
+            about: &[$($about),+],
+            run: $run,
+        }),+]
+    };
+}
+
+/// Ends a subtest early, with a reason; other subtests go on.
+#[track_caller]
+pub fn skip(reason: impl Into<String>) -> ! {
+    panic::panic_any(Skip(reason.into()))
+}
+
+/// Skips unless what the subtest needs is there.
+#[track_caller]
+pub fn require(there: bool, what: &str) {
+    if !there {
+        skip(what);
+    }
+}
+
+struct Skip(String);
+
+/// How a subtest ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict {
+    Success,
+    Skip,
+    Fail,
+}
+
+impl Verdict {
+    fn text(&self) -> &'static str {
+        match self {
+            Self::Success => "SUCCESS",
+            Self::Skip => "SKIP",
+            Self::Fail => "FAIL",
+        }
+    }
+}
+
+/// All subtests passed or were skipped, and not all were skipped.
+const EXIT_SUCCESS: u8 = 0;
+/// All subtests were skipped.
+const EXIT_SKIP: u8 = 77;
+/// No subtest has the name asked for.
+const EXIT_INVALID: u8 = 79;
+/// A subtest failed.
+const EXIT_FAIL: u8 = 98;
+
+/// How long resources may take to come back after a subtest.
+const SETTLE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Print the names of the subtests and exit
+    #[arg(long)]
+    list_subtests: bool,
+    /// Print the names of the subtests and what they test, and exit
+    #[arg(long)]
+    describe: bool,
+    /// Run only the subtests with these names (globs, separated by commas)
+    #[arg(long, value_name = "GLOB", value_delimiter = ',')]
+    run_subtest: Vec<Pattern>,
+    /// Do not look for leaked resources and device faults in debugfs
+    #[arg(long)]
+    no_debugfs: bool,
+}
+
+/// The `main` of a test program.
+pub fn main(subtests: &[Subtest]) -> ExitCode {
+    let options = Options::parse();
+    if options.list_subtests || options.describe {
+        for subtest in subtests {
+            println!("{}", subtest.name());
+            if options.describe {
+                subtest.about.iter().for_each(|line| println!("   {line}"));
+            }
+        }
+        return ExitCode::SUCCESS;
+    }
+    let debugfs = (!options.no_debugfs).then(Debugfs::default);
+    let runner = Runner {
+        debugfs,
+        settle: SETTLE,
+    };
+    ExitCode::from(runner.run_matching(subtests, &options.run_subtest))
+}
+
+/// Runs subtests, and remembers nothing between them.
+struct Runner {
+    debugfs: Option<Debugfs>,
+    settle: Duration,
+}
+
+impl Runner {
+    fn run_matching(&self, subtests: &[Subtest], patterns: &[Pattern]) -> u8 {
+        let wanted = |subtest: &&Subtest| {
+            let name = subtest.name();
+            patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(&name))
+        };
+        let chosen: Vec<_> = subtests.iter().filter(wanted).collect();
+        if chosen.is_empty() {
+            eprintln!("No subtest has that name.");
+            return EXIT_INVALID;
+        }
+        println!("{}", version_line());
+        panic::set_hook(Box::new(print_panic));
+        let verdicts: Vec<_> = chosen
+            .into_iter()
+            .map(|subtest| self.run_one(subtest))
+            .collect();
+        drop(panic::take_hook());
+        exit_status(&verdicts)
+    }
+
+    fn run_one(&self, subtest: &Subtest) -> Verdict {
+        let name = subtest.name();
+        println!("Starting subtest: {name}");
+        let start = Instant::now();
+        let verdict = self.guarded(subtest.run);
+        let seconds = start.elapsed().as_secs_f64();
+        println!("Subtest {name}: {} ({seconds:.3}s)", verdict.text());
+        verdict
+    }
+
+    /// Runs the subtest and compares resources before and after.
+    fn guarded(&self, run: fn()) -> Verdict {
+        let Some(debugfs) = &self.debugfs else {
+            return verdict_of(run);
+        };
+        let before = match Snapshot::take(debugfs) {
+            Ok(before) => before,
+            Err(error) => {
+                critical(&format!("debugfs is needed to find leaks: {error}"));
+                return Verdict::Fail;
+            }
+        };
+        let verdict = verdict_of(run);
+        match before.settle(debugfs, self.settle) {
+            Ok(Ok(())) => verdict,
+            Ok(Err(difference)) => {
+                critical(&format!("not as it was before: {difference}"));
+                Verdict::Fail
+            }
+            Err(error) => {
+                critical(&format!("debugfs is gone: {error}"));
+                Verdict::Fail
+            }
+        }
+    }
+}
+
+fn verdict_of(run: fn()) -> Verdict {
+    match panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(()) => Verdict::Success,
+        Err(payload) if payload.is::<Skip>() => Verdict::Skip,
+        Err(_) => Verdict::Fail,
+    }
+}
+
+fn exit_status(verdicts: &[Verdict]) -> u8 {
+    if verdicts.contains(&Verdict::Fail) {
+        EXIT_FAIL
+    } else if verdicts.contains(&Verdict::Success) {
+        EXIT_SUCCESS
+    } else {
+        EXIT_SKIP
+    }
+}
+
+fn version_line() -> String {
+    let arch = std::env::consts::ARCH;
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let version = env!("CARGO_PKG_VERSION");
+    format!(
+        "IGT-Version: {version}-p2pgpu ({arch}) (Linux: {} {arch})",
+        release.trim()
+    )
+}
+
+fn critical(message: &str) {
+    println!("(p2ptest:{}) CRITICAL: {message}", std::process::id());
+}
+
+/// The message of an assertion, if that is what the payload is.
+fn message_of(payload: &dyn Any) -> &str {
+    payload
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("(no message)")
+}
+
+fn print_panic(info: &PanicHookInfo<'_>) {
+    let place = info
+        .location()
+        .map_or("an unknown place".into(), ToString::to_string);
+    if let Some(Skip(reason)) = info.payload().downcast_ref() {
+        println!("Test requirement not met, {place}:");
+        println!("Test requirement: {reason}");
+    } else {
+        critical(&format!("Test assertion failure, {place}:"));
+        critical(message_of(info.payload()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::PathBuf;
+
+    fn passes() {}
+
+    fn is_skipped() {
+        require(1 + 1 == 3, "another arithmetic");
+    }
+
+    fn fails() {
+        assert_eq!(1 + 1, 3, "arithmetic");
+    }
+
+    const LIST: &[Subtest] = subtests![
+        /// Always passes.
+        passes,
+        /// Is always skipped.
+        is_skipped,
+        /// Always fails.
+        /// On purpose.
+        fails,
+    ];
+
+    fn run(patterns: &[&str]) -> u8 {
+        let patterns: Vec<_> = patterns.iter().map(|p| Pattern::new(p).unwrap()).collect();
+        // The hook is the process's: tests of this module share it.
+        Runner {
+            debugfs: None,
+            settle: Duration::ZERO,
+        }
+        .run_matching(LIST, &patterns)
+    }
+
+    #[test]
+    fn names_have_dashes() {
+        let names: Vec<_> = LIST.iter().map(Subtest::name).collect();
+        assert_eq!(names, ["passes", "is-skipped", "fails"]);
+        assert_eq!(LIST[2].about, [" Always fails.", " On purpose."]);
+    }
+
+    #[test]
+    fn exit_statuses_are_those_of_igt() {
+        assert_eq!(run(&["pass*"]), 0);
+        assert_eq!(run(&["is-skipped"]), 77);
+        assert_eq!(run(&["passes", "is-*"]), 0);
+        assert_eq!(run(&["fails"]), 98);
+        assert_eq!(run(&[]), 98);
+        assert_eq!(run(&["nothing"]), 79);
+    }
+
+    #[test]
+    fn a_subtest_without_debugfs_fails() {
+        let debugfs = Some(Debugfs::at("/nonexistent"));
+        let runner = Runner {
+            debugfs,
+            settle: Duration::ZERO,
+        };
+        assert_eq!(runner.run_one(&LIST[0]), Verdict::Fail);
+    }
+
+    /// Where the fake device of [`leaks`] is.
+    fn fake_root() -> PathBuf {
+        std::env::temp_dir().join(format!("p2pguest-igt-{}", std::process::id()))
+    }
+
+    fn set_regions(count: u32) {
+        let folder = fake_root().join("p2pnic/0000:04:00.0");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("resources"), format!("regions {count}\n")).unwrap();
+    }
+
+    fn leaks() {
+        set_regions(1);
+    }
+
+    #[test]
+    fn a_leak_fails_a_subtest_that_passed() {
+        fs::create_dir_all(fake_root().join("p2pgpu")).unwrap();
+        set_regions(0);
+        let debugfs = Some(Debugfs::at(fake_root()));
+        let runner = Runner {
+            debugfs,
+            settle: Duration::ZERO,
+        };
+        let list: &[Subtest] = subtests![
+            /// Leaves a region behind.
+            leaks,
+        ];
+        let before = runner.run_one(&LIST[0]);
+        let leaked = runner.run_one(&list[0]);
+        fs::remove_dir_all(fake_root()).unwrap();
+        assert_eq!((before, leaked), (Verdict::Success, Verdict::Fail));
+    }
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Shared memory mappings whose bytes others change at any time: all accesses
+//! are volatile and bounds checked. An access may raise SIGBUS; use
+//! [`crate::igt::fork`] where that is the question.
+
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+/// A mapping, unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    start: NonNull<c_void>,
+    len: usize,
+}
+
+// SAFETY: the address is good in all threads until the drop, and accesses are
+// volatile, so that threads racing on the bytes is what the hardware makes of
+// it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; there is no state but the bytes.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `file` from `offset`, shared, to read and write.
+    pub fn __new(file: &impl AsFd, offset: u64, len: usize) -> Result<Self, Errno> {
+        Self::__with_flags(file, offset, len, MapFlags::MAP_SHARED)
+    }
+
+    /// As [`Self::__new`], with other flags.
+    pub fn __with_flags(
+        file: &impl AsFd,
+        offset: u64,
+        len: usize,
+        flags: MapFlags,
+    ) -> Result<Self, Errno> {
+        let size = NonZeroUsize::new(len).ok_or(Errno::EINVAL)?;
+        let offset = offset.try_into().map_err(|_| Errno::EOVERFLOW)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: the kernel chooses a free address.
+        let start = unsafe { mmap(None, size, prot, flags, file, offset)? };
+        Ok(Self { start, len })
+    }
+
+    /// Bytes mapped.
+    #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Where `size` bytes at `offset` are.
+    #[track_caller]
+    fn at<T>(&self, offset: usize) -> *mut T {
+        let end = offset.checked_add(size_of::<T>());
+        assert!(
+            end.is_some_and(|end| end <= self.len),
+            "{offset:#x} is past the end"
+        );
+        assert_eq!(offset % align_of::<T>(), 0, "{offset:#x} is unaligned");
+        // SAFETY: within the mapping, as was just seen.
+        unsafe { self.start.as_ptr().byte_add(offset).cast() }
+    }
+
+    /// One load of 8 bytes.
+    #[track_caller]
+    pub fn load(&self, offset: usize) -> u64 {
+        // SAFETY: in bounds and aligned.
+        unsafe { self.at::<u64>(offset).read_volatile() }
+    }
+
+    /// One store of 8 bytes.
+    #[track_caller]
+    pub fn store(&self, offset: usize, value: u64) {
+        // SAFETY: in bounds and aligned.
+        unsafe { self.at::<u64>(offset).write_volatile(value) }
+    }
+
+    /// Copies bytes out, eight at a time where it can.
+    #[track_caller]
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        let mut at = offset;
+        let (head, words) = bytes.split_at_mut(head_len(offset, bytes.len()));
+        let mut words = words.chunks_exact_mut(8);
+        for byte in head {
+            // SAFETY: in bounds; a byte is always aligned.
+            *byte = unsafe { self.at::<u8>(at).read_volatile() };
+            at += 1;
+        }
+        for word in &mut words {
+            word.copy_from_slice(&self.load(at).to_ne_bytes());
+            at += 8;
+        }
+        for byte in words.into_remainder() {
+            // SAFETY: as above.
+            *byte = unsafe { self.at::<u8>(at).read_volatile() };
+            at += 1;
+        }
+    }
+
+    /// Copies bytes in, eight at a time where it can.
+    #[track_caller]
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        let mut at = offset;
+        let (head, words) = bytes.split_at(head_len(offset, bytes.len()));
+        let words = words.chunks_exact(8);
+        let tail = words.remainder();
+        for &byte in head {
+            // SAFETY: in bounds; a byte is always aligned.
+            unsafe { self.at::<u8>(at).write_volatile(byte) };
+            at += 1;
+        }
+        for word in words {
+            let mut value = [0; 8];
+            value.copy_from_slice(word);
+            self.store(at, u64::from_ne_bytes(value));
+            at += 8;
+        }
+        for &byte in tail {
+            // SAFETY: as above.
+            unsafe { self.at::<u8>(at).write_volatile(byte) };
+            at += 1;
+        }
+    }
+
+    /// The start, for system calls that take a buffer.
+    pub fn as_ptr(&self) -> *mut c_void {
+        self.start.as_ptr()
+    }
+}
+
+/// Bytes before the first aligned word.
+fn head_len(offset: usize, len: usize) -> usize {
+    (offset.next_multiple_of(8) - offset).min(len)
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and ends here. It cannot fail: the
+        // range is one that mmap returned.
+        let _ = unsafe { munmap(self.start, self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{File, OpenOptions};
+
+    /// A file of `len` bytes that has no name any more.
+    fn file(len: u64) -> File {
+        let path = std::env::temp_dir().join(format!(
+            "p2pguest-map-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .unwrap();
+        std::fs::remove_file(path).unwrap();
+        file.set_len(len).unwrap();
+        file
+    }
+
+    #[test]
+    fn copies_of_any_alignment_are_whole() {
+        let map = Mapping::__new(&file(4096), 0, 4096).unwrap();
+        for offset in 0..9 {
+            for len in 0..40 {
+                let bytes: Vec<u8> = (0..len).map(|n| n + 1).collect();
+                map.write(offset, &[0; 64]);
+                map.write(offset, &bytes);
+                let mut back = vec![0; bytes.len() + 1];
+                map.read(offset, &mut back);
+                assert_eq!(back[..bytes.len()], bytes);
+                assert_eq!(back[bytes.len()], 0);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "past the end")]
+    fn an_access_past_the_end_is_refused() {
+        Mapping::__new(&file(4096), 0, 4096).unwrap().load(4096);
+    }
+
+    #[test]
+    fn an_empty_mapping_is_refused() {
+        assert_eq!(Mapping::__new(&file(4096), 0, 0).err(), Some(Errno::EINVAL));
+    }
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What most tests stand on: two GPUs, two NICs wired to each other, objects
+//! that are exported and registered, and a connected queue pair.
+
+use crate::gpu::{Bo, Gpu, Placement};
+use crate::nic::{ACCESS_ALL, Nic, Qp, Region};
+use crate::sys::uapi::*;
+use std::os::fd::OwnedFd;
+
+/// Two GPUs and two NICs.
+#[derive(Debug)]
+pub struct Rig {
+    /// The GPUs, in the order of their PCI addresses
+    pub gpu: [Gpu; 2],
+    /// The NICs, in the order of their PCI addresses
+    pub nic: [Nic; 2],
+}
+
+/// An object that NICs may map: flagged and exported.
+#[derive(Debug)]
+pub struct Exported<'r> {
+    /// The object
+    pub bo: Bo<'r>,
+    /// Its dma-buf
+    pub fd: OwnedFd,
+}
+
+/// An exported object that a NIC registered.
+#[derive(Debug)]
+pub struct Registered<'r> {
+    // Fields are dropped in this order: the region goes first.
+    /// The region, with every right, over the whole object
+    pub region: Region<'r>,
+    /// The object's dma-buf
+    pub fd: OwnedFd,
+    /// The object
+    pub bo: Bo<'r>,
+}
+
+/// A queue pair of each NIC, connected.
+#[derive(Debug)]
+pub struct Wire<'r> {
+    /// NIC 0's end
+    pub near: Qp<'r>,
+    /// NIC 1's end
+    pub far: Qp<'r>,
+}
+
+impl Rig {
+    /// Opens all devices; skips the subtest if there are fewer.
+    #[track_caller]
+    pub fn open() -> Self {
+        Self {
+            gpu: [Gpu::open(0), Gpu::open(1)],
+            nic: [Nic::open(0), Nic::open(1)],
+        }
+    }
+
+    /// A flagged and exported object of GPU `index`.
+    #[track_caller]
+    pub fn export(&self, index: usize, size: u64, placement: Placement) -> Exported<'_> {
+        let bo = self.gpu[index].create(size, placement);
+        bo.set_exportable(true);
+        let fd = bo.export();
+        Exported { bo, fd }
+    }
+
+    /// An object of GPU `index` that NIC `index` registered.
+    #[track_caller]
+    pub fn register(&self, index: usize, size: u64, placement: Placement) -> Registered<'_> {
+        let Exported { bo, fd } = self.export(index, size, placement);
+        let region = self.nic[index].register(&fd, ACCESS_ALL, size);
+        Registered { region, fd, bo }
+    }
+
+    /// Makes NIC 0 hold this many slots of GPU 0 until the result is dropped;
+    /// none where there is no peer-to-peer route.
+    #[track_caller]
+    pub fn hold_slots(&self, count: u64) -> Registered<'_> {
+        let page = self.gpu[0].page;
+        let held = self.register(0, count * page, Placement::Vram);
+        let sink = self.register(1, page, Placement::System);
+        let wire = self.connect(4);
+        // One page is enough: a region is mapped as a whole.
+        wire.near.post_send(request(
+            P2PNIC_OP_WRITE,
+            (&held.region, 0),
+            (&sink.region, 0),
+            page,
+        ));
+        wire.near.expect(P2PNIC_STATUS_OK);
+        held
+    }
+
+    /// A connected pair of queue pairs with room for this many requests.
+    #[track_caller]
+    pub fn connect(&self, entries: u32) -> Wire<'_> {
+        let near = self.nic[0].create_qp(entries, entries);
+        let far = self.nic[1].create_qp(entries, entries);
+        near.connect(&far);
+        far.connect(&near);
+        Wire { near, far }
+    }
+
+    /// A size for transfers that take a moment on both GPUs.
+    #[track_caller]
+    pub fn bulk_size(&self) -> u64 {
+        self.gpu[0].bulk_size().min(self.gpu[1].bulk_size())
+    }
+
+    /// Invalidations that met a transfer in flight, at both NICs.
+    #[track_caller]
+    pub fn busy_invalidations(&self) -> u64 {
+        self.nic
+            .iter()
+            .map(|nic| nic.query().invalidations_busy)
+            .sum()
+    }
+}
+
+/// A request between two regions, without queue pair and id.
+pub fn request(
+    opcode: u32,
+    (local, local_offset): (&Region<'_>, u64),
+    (remote, remote_offset): (&Region<'_>, u64),
+    size: u64,
+) -> p2pnic_post_send {
+    p2pnic_post_send {
+        opcode,
+        local_key: local.key,
+        local_offset,
+        remote_key: remote.key,
+        remote_offset,
+        size,
+        ..Default::default()
+    }
+}
+
+/// A request to send from a region, without queue pair and id.
+pub fn send_request(local: &Region<'_>, local_offset: u64, size: u64) -> p2pnic_post_send {
+    p2pnic_post_send {
+        opcode: P2PNIC_OP_SEND,
+        local_key: local.key,
+        local_offset,
+        size,
+        ..Default::default()
+    }
+}
+
+impl Wire<'_> {
+    /// Posts a write of a whole local region into the remote one.
+    #[track_caller]
+    pub fn start_write(&self, local: &Region<'_>, remote: &Region<'_>) {
+        self.near.post_send(request(
+            P2PNIC_OP_WRITE,
+            (local, 0),
+            (remote, 0),
+            local.size,
+        ));
+    }
+
+    /// Writes a whole local region into the remote one and waits.
+    #[track_caller]
+    pub fn write(&self, local: &Region<'_>, remote: &Region<'_>) {
+        self.start_write(local, remote);
+        let done = self.near.expect(P2PNIC_STATUS_OK);
+        assert_eq!(done.size, local.size, "bytes written");
+    }
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The guests that a person looks at: `make demo` and `make shell`.
+
+use std::fs::File;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use p2p_init::Status;
+
+use crate::cargo;
+use crate::context::Context;
+use crate::initrd::{self, in_guest};
+use crate::kernel;
+use crate::models::Models;
+use crate::qemu::{Accel, Console, Guest};
+use crate::session::{End, Parts, Session, socket_folder};
+use crate::stop;
+use crate::test::MEMORY;
+
+/// A transfer of some 100 MiB under TCG takes minutes.
+const DEMO_LIMIT: Duration = Duration::from_secs(900);
+/// The input is in the initrd: in memory once packed, once unpacked.
+const MAX_INPUT: u64 = 1 << 30;
+/// Descriptor at which `scripts/run` hands over the user's file.
+const INPUT_FD: i32 = 3;
+
+/// The demo's input: an open file, its name and its size.
+struct Input {
+    file: File,
+    name: String,
+    size: u64,
+}
+
+impl Input {
+    /// The user's file, or else the kernel's image.
+    fn open(kernel: &kernel::Kernel) -> Result<Self> {
+        let (file, name) = match std::env::var("P2PGPU_FILE_NAME") {
+            Ok(name) => {
+                // SAFETY: scripts/run opened this descriptor for us together with the
+                // name; nothing else in this process owns it.
+                let fd = unsafe { OwnedFd::from_raw_fd(INPUT_FD) };
+                (File::from(fd), name)
+            }
+            Err(_) => (File::open(&kernel.image)?, "bzImage".to_owned()),
+        };
+        let size = file
+            .metadata()
+            .with_context(|| format!("reading {name}"))?
+            .len();
+        ensure!(size > 0, "{name} is empty: there is nothing to send");
+        ensure!(
+            size <= MAX_INPUT,
+            "{name} has {size} bytes; the demo takes at most {MAX_INPUT}"
+        );
+        Ok(Self { file, name, size })
+    }
+}
+
+/// Boots a guest and runs the demo in it; says whether the demo and the devices are
+/// content.
+///
+/// # Errors
+///
+/// When something cannot be built or the guest does not come up.
+pub fn demo(ctx: &Context) -> Result<bool> {
+    let kernel = kernel::ensure(ctx)?;
+    let programs = cargo::programs(ctx)?;
+    let program = programs
+        .demo
+        .as_deref()
+        .context("the workspace builds no p2pdemo")?;
+    let mut input = Input::open(&kernel)?;
+    let base = initrd::build(ctx, &kernel, &programs)?;
+    let (initrd, path) = initrd::with_input(ctx, &base, &input.name, &mut input.file, input.size)?;
+    let accel = Accel::choose(ctx, &kernel.image)?;
+    let parts = Parts {
+        ctx,
+        programs: &programs,
+        image: kernel.image,
+        initrd,
+        accel,
+        memory: MEMORY + 3 * input.size.div_ceil(1 << 20),
+    };
+    let mut session = Session::start(&parts, ctx.mode, "demo", "kunit.enable=0")?;
+    let mut findings = std::mem::take(&mut session.boot);
+    let argv = vec![in_guest(program), path];
+    let outcome = session.run("demo", argv, DEMO_LIMIT, &mut |line| println!("{line}"))?;
+    findings.extend(outcome.findings);
+    let command = session.command.clone();
+    let console = session.console_path.display().to_string();
+    let good = match outcome.end {
+        End::Told(Status::Exit(0)) => {
+            findings.extend(session.power_off()?);
+            true
+        }
+        End::Told(status) => {
+            eprintln!("p2ptest: the demo failed: {status:?}");
+            findings.extend(session.power_off()?);
+            false
+        }
+        End::Crash(why) => {
+            eprintln!("p2ptest: {why}");
+            false
+        }
+    };
+    for finding in &findings {
+        eprintln!("p2ptest: kernel log or device: {finding}");
+    }
+    let good = good && findings.is_empty();
+    if !good {
+        eprintln!("p2ptest: console: {console}\np2ptest: guest: {command}");
+    }
+    Ok(good)
+}
+
+/// An interactive guest on the user's terminal; returns when it has ended.
+///
+/// # Errors
+///
+/// When something cannot be built or QEMU does not start.
+pub fn shell(ctx: &Context) -> Result<()> {
+    let kernel = kernel::ensure(ctx)?;
+    let programs = cargo::programs(ctx)?;
+    let folder = socket_folder()?;
+    let logs = ctx.results().join("shell");
+    std::fs::create_dir_all(&logs)?;
+    let models = Models::start(&programs, ctx.mode, folder.path(), &logs)?;
+    let guest = Guest {
+        accel: Accel::choose(ctx, &kernel.image)?,
+        topology: ctx.topology,
+        initrd: initrd::build(ctx, &kernel, &programs)?,
+        image: kernel.image,
+        memory: MEMORY,
+        parameters: format!(
+            "quiet kunit.enable=0 {}={}",
+            p2p_init::MODE_PARAMETER,
+            p2p_init::Mode::Shell.name()
+        ),
+        devices: models.sockets(),
+        console: Console::Terminal,
+        agent: None,
+    };
+    eprintln!("p2ptest: {}", guest.line());
+    let mut command = guest.command();
+    command.stdin(Stdio::inherit());
+    // In our own process group: QEMU has to own the terminal.
+    let mut child = command.spawn().context("starting QEMU")?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if stop::wanted() {
+            child.kill()?;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    stop::check()?;
+    ensure!(status.success(), "QEMU ended: {status}");
+    Ok(())
+}

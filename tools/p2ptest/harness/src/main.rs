@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Builds the guest, boots it with the device models, runs the tests and reports.
+//! Runs in the toolchain folder; `scripts/run` starts it.
+
+mod cargo;
+mod content;
+mod context;
+mod cpio;
+mod initrd;
+mod interactive;
+mod kernel;
+mod ktap;
+mod lock;
+mod models;
+mod qemu;
+mod results;
+mod select;
+mod session;
+mod splat;
+mod step;
+mod stop;
+mod suites;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::context::Context;
+use crate::select::Filter;
+
+/// The command line; make's variables reach it through the environment.
+#[derive(Debug, Parser)]
+#[command(about)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Command {
+    /// Sends a file from one GPU's memory to the other's.
+    Demo,
+    /// Builds the guest's kernel.
+    Kernel,
+    /// Lists the chosen tests.
+    List,
+    /// Starts an interactive guest.
+    Shell,
+    /// Runs the chosen tests.
+    Test,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(options.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("p2ptest: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<bool> {
+    stop::install()?;
+    let ctx = Context::from_env()?;
+    let filter = || Filter::new(std::env::var("T").ok().as_deref());
+    match command {
+        Command::Demo => interactive::demo(&ctx),
+        Command::Shell => interactive::shell(&ctx).map(|()| true),
+        Command::List => test::list(&ctx, &filter()?).map(|()| true),
+        Command::Test => Ok(test::run(&ctx, &filter()?)?.good()),
+        Command::Kernel => {
+            let kernel = kernel::ensure(&ctx)?;
+            println!("{}", kernel.image.display());
+            for module in &kernel.modules {
+                println!("{}", module.display());
+            }
+            Ok(true)
+        }
+    }
+}

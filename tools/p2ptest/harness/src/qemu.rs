@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: GPL-2.0
+//! QEMU's command line, and which accelerator works here.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::unistd::{AccessFlags, access};
+
+use crate::context::{AccelChoice, Context, Topology};
+use crate::stop;
+
+const PROGRAM: &str = "qemu-system-x86_64";
+/// A guest without a root file system panics and ends within a second or two.
+const PROBE_LIMIT: Duration = Duration::from_secs(20);
+
+/// What runs the guest's processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    /// The host's processors.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+}
+
+impl Accel {
+    /// Chooses, and says in one line what and why.
+    ///
+    /// # Errors
+    ///
+    /// When the probe cannot be started.
+    pub fn choose(ctx: &Context, image: &Path) -> Result<Self> {
+        let (accel, why) = match ctx.accel {
+            AccelChoice::Kvm => (Self::Kvm, "asked for"),
+            AccelChoice::Tcg => (Self::Tcg, "asked for"),
+            AccelChoice::Auto => {
+                let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+                if !has_virtualization(&flags) {
+                    (Self::Tcg, "the processor shows neither vmx nor svm")
+                } else if access("/dev/kvm", AccessFlags::R_OK | AccessFlags::W_OK).is_err() {
+                    (Self::Tcg, "/dev/kvm cannot be opened")
+                } else if !probe(image)? {
+                    (Self::Tcg, "a probe boot with KVM did not end")
+                } else {
+                    (Self::Kvm, "a probe boot ended")
+                }
+            }
+        };
+        eprintln!("p2ptest: guests run on {accel:?} ({why})");
+        Ok(accel)
+    }
+}
+
+fn has_virtualization(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter_map(|line| line.strip_prefix("flags"))
+        .any(|flags| flags.split_whitespace().any(|f| f == "vmx" || f == "svm"))
+}
+
+fn probe(image: &Path) -> Result<bool> {
+    let mut command = Command::new(PROGRAM);
+    command
+        .args([
+            "-machine",
+            "q35",
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-m",
+            "256M",
+            "-nodefaults",
+        ])
+        .args([
+            "-display",
+            "none",
+            "-no-reboot",
+            "-append",
+            "panic=-1",
+            "-kernel",
+        ])
+        .arg(image)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = stop::spawn(&mut command)?;
+    Ok(child
+        .wait_for(PROBE_LIMIT)?
+        .is_some_and(|status| status.success()))
+}
+
+/// A guest to start.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// What runs its processors.
+    pub accel: Accel,
+    /// How the devices are connected.
+    pub topology: Topology,
+    /// The kernel.
+    pub image: PathBuf,
+    /// The file system.
+    pub initrd: PathBuf,
+    /// Memory, MiB.
+    pub memory: u64,
+    /// Kernel parameters besides the console's.
+    pub parameters: String,
+    /// The models' sockets, in the order of the ports.
+    pub devices: Vec<PathBuf>,
+    /// The first serial port.
+    pub console: Console,
+    /// A socket that the second serial port connects to.
+    pub agent: Option<PathBuf>,
+}
+
+/// Where the guest's console is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Console {
+    /// QEMU's stdout.
+    Output,
+    /// The user's terminal.
+    Terminal,
+}
+
+impl Guest {
+    /// The command that starts it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.args(self.arguments());
+        command
+    }
+
+    /// The same as one line for a shell.
+    pub fn line(&self) -> String {
+        let mut line = PROGRAM.to_owned();
+        for argument in self.arguments() {
+            let _ = write!(line, " {}", quoted(&argument));
+        }
+        line
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut args = Vec::new();
+        let mut push = |words: &[&str]| args.extend(words.iter().map(|w| (*w).to_owned()));
+        // The models map the guest's memory: it has to be a shared file.
+        let memory = format!("memory-backend-memfd,id=ram,size={}M,share=on", self.memory);
+        push(&["-machine", "q35,memory-backend=ram", "-object", &memory]);
+        match self.accel {
+            Accel::Kvm => push(&["-accel", "kvm", "-cpu", "host"]),
+            Accel::Tcg => push(&["-accel", "tcg,thread=multi", "-cpu", "EPYC"]),
+        }
+        push(&["-smp", "2", "-nodefaults", "-display", "none", "-no-reboot"]);
+        match self.console {
+            Console::Output => push(&["-serial", "stdio"]),
+            Console::Terminal => push(&["-serial", "mon:stdio"]),
+        }
+        if let Some(path) = &self.agent {
+            let port = format!("socket,id=agent,path={}", path.display());
+            push(&["-chardev", &port, "-serial", "chardev:agent"]);
+        }
+        let append = format!(
+            "console=ttyS0 panic=-1 printk.devkmsg=on {}",
+            self.parameters
+        );
+        push(&[
+            "-kernel",
+            &self.image.to_string_lossy(),
+            "-initrd",
+            &self.initrd.to_string_lossy(),
+        ]);
+        push(&["-append", append.trim_end()]);
+        match self.topology {
+            Topology::Switch => {
+                push(&["-device", "pcie-root-port,id=root,chassis=1"]);
+                push(&["-device", "x3130-upstream,id=up,bus=root"]);
+                for (i, _) in self.devices.iter().enumerate() {
+                    let port = format!("xio3130-downstream,id=port{i},bus=up,chassis={}", i + 2);
+                    push(&["-device", &port]);
+                }
+            }
+        }
+        for (i, socket) in self.devices.iter().enumerate() {
+            let device = serde_json::json!({
+                "driver": "vfio-user-pci",
+                "bus": format!("port{i}"),
+                "rombar": 0,
+                "socket": { "path": socket, "type": "unix" },
+            });
+            push(&["-device", &device.to_string()]);
+        }
+        args
+    }
+}
+
+/// A word as a shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_the_processor() {
+        assert!(has_virtualization("model\t: x\nflags\t\t: fpu svm sse\n"));
+        assert!(has_virtualization("flags : vmx\n"));
+        // "vmx flags" names features of a flag that may itself be missing.
+        assert!(!has_virtualization(
+            "flags\t\t: fpu hypervisor\nvmx flags\t: vnmi\n"
+        ));
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        for word in ["", "a b", "it's", "$x", "{\"a\":1}", "plain-1.x=/y"] {
+            let out = Command::new("sh")
+                .args(["-c", &format!("printf %s {}", quoted(word))])
+                .output()
+                .unwrap();
+            assert_eq!(String::from_utf8(out.stdout).unwrap(), word);
+        }
+    }
+
+    #[test]
+    fn each_device_has_a_port() {
+        let guest = Guest {
+            accel: Accel::Tcg,
+            topology: Topology::Switch,
+            image: "/k".into(),
+            initrd: "/i".into(),
+            memory: 1024,
+            parameters: "p2p.mode=agent".into(),
+            devices: vec!["/s0".into(), "/s1".into()],
+            console: Console::Output,
+            agent: Some("/a".into()),
+        };
+        let line = guest.line();
+        assert!(line.contains("xio3130-downstream,id=port1,bus=up,chassis=3"));
+        assert!(line.contains(r#""bus":"port1""#) && line.contains(r#""path":"/s1""#));
+        assert!(line.contains("'console=ttyS0 panic=-1 printk.devkmsg=on p2p.mode=agent'"));
+    }
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Choosing tests by a glob over their ids.
+
+use anyhow::{Context as _, Result};
+use globset::{GlobBuilder, GlobMatcher};
+
+/// The user's choice.
+#[derive(Debug)]
+pub struct Filter(Option<GlobMatcher>);
+
+impl Filter {
+    /// A filter by this glob; none chooses every test. `*` matches `/` and `@` too.
+    ///
+    /// # Errors
+    ///
+    /// When the glob is malformed.
+    pub fn new(glob: Option<&str>) -> Result<Self> {
+        let Some(glob) = glob.filter(|g| !g.is_empty()) else {
+            return Ok(Self(None));
+        };
+        let glob = GlobBuilder::new(glob)
+            .literal_separator(false)
+            .build()
+            .with_context(|| format!("T={glob}"))?;
+        Ok(Self(Some(glob.compile_matcher())))
+    }
+
+    /// Whether a test is chosen.
+    pub fn takes(&self, id: &str) -> bool {
+        self.0.as_ref().is_none_or(|glob| glob.is_match(id))
+    }
+
+    /// Whether ids that start so can be chosen at all: what cannot need not be
+    /// built or listed. May say yes without need, never no.
+    pub fn may_take(&self, prefix: &str) -> bool {
+        let Some(glob) = &self.0 else { return true };
+        alternatives(glob.glob().glob()).iter().any(|glob| {
+            let literal = glob.split(['*', '?', '[', '{', '\\']).next();
+            let literal = literal.unwrap_or_default();
+            literal.starts_with(prefix) || prefix.starts_with(literal)
+        })
+    }
+}
+
+/// The globs that a glob which starts with "{a,b}" stands for.
+fn alternatives(glob: &str) -> Vec<String> {
+    match glob.strip_prefix('{').and_then(|g| g.split_once('}')) {
+        // Nested ones are left as they are: they exclude nothing.
+        Some((inside, rest)) if !inside.contains('{') => {
+            inside.split(',').map(|a| format!("{a}{rest}")).collect()
+        }
+        _ => vec![glob.to_owned()],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(glob: &str) -> Filter {
+        Filter::new(Some(glob)).unwrap()
+    }
+
+    #[test]
+    fn globs() {
+        let id = "mapped/p2p_export@unflagged-is-refused";
+        for glob in [
+            "",
+            "*",
+            "mapped/*",
+            "*@unflagged*",
+            "*/p2p_export@*",
+            "{mapped,trapped}/p2p_e*",
+            id,
+        ] {
+            assert!(filter(glob).takes(id), "{glob}");
+        }
+        for glob in ["trapped/*", "p2p_export@*", "mapped/p2p_export"] {
+            assert!(!filter(glob).takes(id), "{glob}");
+        }
+        assert!(Filter::new(Some("[")).is_err());
+    }
+
+    #[test]
+    fn prefixes_that_cannot_match_are_left_out() {
+        assert!(!filter("mapped/*").may_take("host/"));
+        assert!(filter("mapped/p2p_x@y").may_take("mapped/"));
+        assert!(filter("ma*").may_take("mapped/"));
+        assert!(filter("*x").may_take("host/"));
+        assert!(filter("{host,check}/*").may_take("host/"));
+        assert!(!filter("{mapped,check}/*").may_take("host/"));
+        assert!(filter("{{mapped,x},check}/*").may_take("host/"));
+        assert!(Filter::new(None).unwrap().may_take("host/"));
+    }
+}

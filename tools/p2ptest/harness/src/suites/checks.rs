@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Static checks: "check/tool@what".
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::context::Context;
+use crate::kernel::overlay::{new_paths, patch_files};
+use crate::results::{Outcome, Results, Verdict};
+use crate::stop;
+
+/// The prefix of the group's ids.
+pub const PREFIX: &str = "check/";
+
+/// Linting compiles the workspace.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// One check.
+#[derive(Debug)]
+pub enum Check {
+    /// The workspace's formatting.
+    WorkspaceFormat,
+    /// The workspace's lints.
+    WorkspaceClippy,
+    /// The kernel's formatting, one Rust file.
+    KernelFormat(PathBuf),
+    /// checkpatch on a patch.
+    Patch(PathBuf),
+    /// checkpatch on a new C file.
+    Source(PathBuf),
+}
+
+/// All checks that this checkout has something for.
+///
+/// # Errors
+///
+/// When a folder cannot be read.
+pub fn list(ctx: &Context) -> Result<Vec<Check>> {
+    let mut checks = vec![Check::WorkspaceFormat, Check::WorkspaceClippy];
+    for path in new_paths(&ctx.top) {
+        let path = path?;
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("rs") => checks.push(Check::KernelFormat(path)),
+            Some("c" | "h") => checks.push(Check::Source(path)),
+            _ => {}
+        }
+    }
+    checks.extend(patch_files(&ctx.top)?.into_iter().map(Check::Patch));
+    Ok(checks)
+}
+
+impl Check {
+    /// The test's id.
+    pub fn id(&self, top: &Path) -> String {
+        let of = |tool: &str, path: &Path| {
+            format!(
+                "{PREFIX}{tool}@{}",
+                path.strip_prefix(top).unwrap_or(path).display()
+            )
+        };
+        match self {
+            Self::WorkspaceFormat => format!("{PREFIX}rustfmt@tools"),
+            Self::WorkspaceClippy => format!("{PREFIX}clippy@tools"),
+            Self::KernelFormat(path) => of("rustfmt", path),
+            Self::Patch(path) | Self::Source(path) => of("checkpatch", path),
+        }
+    }
+
+    /// Whether the check needs the prepared kernel tree.
+    pub fn needs_tree(&self) -> bool {
+        !matches!(self, Self::WorkspaceFormat | Self::WorkspaceClippy)
+    }
+
+    fn command(&self, ctx: &Context, tree: &Path) -> Command {
+        let checkpatch = |options: &[&str], path: &Path| {
+            let mut c = Command::new("perl");
+            c.arg(tree.join("scripts/checkpatch.pl"));
+            c.args(["--no-summary", "--terse", "--show-types", "--no-signoff"]);
+            c.args(["--ignore", "FILE_PATH_CHANGES,COMMIT_LOG_LONG_LINE"]);
+            c.args(options).arg(path).current_dir(tree);
+            c
+        };
+        match self {
+            Self::WorkspaceFormat => {
+                let mut c = Command::new("cargo");
+                c.args(["fmt", "--all", "--check", "--", "--color=never"])
+                    .current_dir(ctx.workspace());
+                c
+            }
+            Self::WorkspaceClippy => {
+                let mut c = Command::new("cargo");
+                c.args([
+                    "clippy",
+                    "--quiet",
+                    "--workspace",
+                    "--all-targets",
+                    "--",
+                    "-D",
+                    "warnings",
+                ]);
+                c.env("CARGO_TERM_COLOR", "never")
+                    .current_dir(ctx.workspace());
+                c
+            }
+            Self::KernelFormat(path) => {
+                // rustfmt would follow "mod" lines into files of their own checks.
+                let mut c = Command::new("sh");
+                c.args(["-c", "rustfmt --edition 2021 --config-path \"$1\" --emit stdout <\"$2\" | diff -u \"$2\" -", "sh"]);
+                c.arg(tree.join(".rustfmt.toml")).arg(path);
+                c
+            }
+            Self::Patch(path) => checkpatch(&[], path),
+            Self::Source(path) => checkpatch(&["--file"], path),
+        }
+    }
+}
+
+/// Runs the wanted checks.
+///
+/// # Errors
+///
+/// When a tool is missing, or the user stops the run.
+pub fn run<'a, W: Write>(
+    ctx: &Context,
+    tree: &Path,
+    checks: impl IntoIterator<Item = &'a Check>,
+    results: &mut Results<W>,
+) -> Result<()> {
+    for check in checks {
+        let id = check.id(&ctx.top);
+        if !results.wants(&id) {
+            continue;
+        }
+        stop::check()?;
+        let start = Instant::now();
+        let found = stop::capture(&mut check.command(ctx, tree), LIMIT)?;
+        let mut text = found.lines;
+        text.retain(|line| !line.is_empty());
+        // checkpatch ends well with mere warnings: here they count.
+        let quiet =
+            text.is_empty() || matches!(check, Check::WorkspaceFormat | Check::WorkspaceClippy);
+        let verdict = if found.status.success() && quiet {
+            Verdict::Pass
+        } else {
+            Verdict::Fail(format!("the tool found something ({})", found.status))
+        };
+        results.add(Outcome::new(id, verdict, start.elapsed()).output(text))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The slots against the model, call by call: random calls, and every sequence of calls on small
+//! apertures. The calls are any, also those that no driver would make.
+
+use std::collections::{HashSet, VecDeque};
+
+use proptest::prelude::*;
+
+use crate::model::{Call, Model, State};
+use crate::slots::{Released, Slot, Slots, Took};
+
+/// Slots whose storage held something before.
+fn slots(count: u32) -> Slots<Vec<Slot>> {
+    let garbage = Slot::Peers { page: 7, peers: 9 };
+    Slots::new(vec![garbage; count as usize]).unwrap()
+}
+
+/// A number below `count`, just past it, or absurd.
+fn number(count: u32) -> impl Strategy<Value = u32> {
+    prop_oneof![12 => 0..count.max(1), 1 => count..count + 2, 1 => Just(u32::MAX)]
+}
+
+fn call(count: u32) -> impl Strategy<Value = Call> {
+    let slot = || number(count);
+    let page = || number(4);
+    prop_oneof![
+        4 => Just(Call::Take),
+        2 => number(4).prop_map(Call::TakeRun),
+        4 => (slot(), page()).prop_map(|(id, page)| Call::Install(id, page)),
+        3 => slot().prop_map(Call::GiveBack),
+        4 => (slot(), page()).prop_map(|(id, page)| Call::Hold(id, page)),
+        3 => slot().prop_map(Call::Unhold),
+        2 => (slot(), page()).prop_map(|(id, page)| Call::Release(id, page)),
+        1 => (slot(), page()).prop_map(|(id, page)| Call::Touch(id, page)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn random_calls(
+        (count, calls) in (0u32..10).prop_flat_map(|count| {
+            (Just(count), proptest::collection::vec(call(count), 0..300))
+        })
+    ) {
+        let (mut real, mut model) = (slots(count), Model::new(count));
+        model.assert_same(&real);
+        for call in calls {
+            prop_assert_eq!(call.real(&mut real), model.call(call), "{:?}", call);
+            model.assert_same(&real);
+        }
+    }
+}
+
+/// All calls with arguments up to one past the ends.
+fn all_calls(count: u32, pages: u32) -> Vec<Call> {
+    let mut calls = vec![Call::Take];
+    calls.extend((0..=count + 1).map(Call::TakeRun));
+    for id in 0..=count {
+        calls.extend([Call::GiveBack(id), Call::Unhold(id)]);
+        for page in 0..pages {
+            calls.extend([
+                Call::Install(id, page),
+                Call::Hold(id, page),
+                Call::Release(id, page),
+                Call::Touch(id, page),
+            ]);
+        }
+    }
+    calls
+}
+
+/// Makes every call in every state that calls lead to, with at most two peers on a slot.
+fn search(count: u32, pages: u32) -> usize {
+    let calls = all_calls(count, pages);
+    let mut seen = HashSet::from([Model::new(count)]);
+    // States to look at, each with the calls that lead there: breadth first keeps these few.
+    let mut todo = VecDeque::from([(Model::new(count), Vec::new())]);
+    while let Some((before, path)) = todo.pop_front() {
+        for &call in &calls {
+            let mut real = slots(count);
+            for earlier in &path {
+                Call::real(*earlier, &mut real);
+            }
+            let mut model = before.clone();
+            let answer = call.real(&mut real);
+            assert_eq!(answer, model.call(call), "{path:?} {call:?}");
+            model.assert_same(&real);
+            let many = |state: &State| match *state {
+                State::Peers(_, peers) | State::Draining(peers) => peers > 2,
+                _ => false,
+            };
+            if !model.states.iter().any(many) && seen.insert(model.clone()) {
+                let path = path.iter().copied().chain([call]).collect();
+                todo.push_back((model, path));
+            }
+        }
+    }
+    seen.len()
+}
+
+#[test]
+fn every_sequence_on_small_apertures() {
+    let states = [(0, 1), (1, 2), (2, 2), (3, 1)].map(|(count, pages)| search(count, pages));
+    // A search that misses calls finds fewer states.
+    assert_eq!(states, [1, 10, 210, 1167]);
+}
+
+#[test]
+fn the_coldest_goes_first_and_a_touch_warms() {
+    let mut slots = slots(3);
+    for page in 0..3 {
+        assert_eq!(slots.take(), Some(Took::Free(page)));
+        slots.install(page, page);
+    }
+    assert!(slots.touch(0, 0));
+    assert!(!slots.touch(1, 0));
+    assert_eq!(slots.take(), Some(Took::Idle(1, 1)));
+    assert_eq!(slots.take(), Some(Took::Idle(2, 2)));
+    assert_eq!(slots.take(), Some(Took::Idle(0, 0)));
+    assert_eq!(slots.take(), None);
+}
+
+#[test]
+fn a_slot_drains_until_its_last_peer_goes() {
+    let mut slots = slots(1);
+    assert_eq!(slots.take(), Some(Took::Free(0)));
+    slots.install(0, 5);
+    assert!(slots.hold(0, 5) && slots.hold(0, 5));
+    assert_eq!(slots.release(0, 5), Released::Kept);
+    assert!(!slots.hold(0, 5));
+    assert_eq!(slots.unhold(0), Released::Kept);
+    assert_eq!(slots.take(), None);
+    slots.give_back(0);
+    assert_eq!(slots.counts().draining, 1);
+    assert_eq!(slots.unhold(0), Released::Taken);
+    assert_eq!(slots.take(), None);
+    slots.give_back(0);
+    assert_eq!(slots.take(), Some(Took::Free(0)));
+}
+
+#[test]
+fn runs_follow_each_other_and_wrap() {
+    let mut slots = slots(8);
+    assert_eq!(slots.take_run(3), Some(0));
+    assert_eq!(slots.take_run(3), Some(3));
+    assert_eq!(slots.take_run(3), None);
+    (0..3).for_each(|id| slots.give_back(id));
+    assert_eq!(slots.take_run(2), Some(6));
+    assert_eq!(slots.take_run(3), Some(0));
+    for id in [7, 1] {
+        slots.give_back(id);
+    }
+    // Slots 7 and 0 are not adjacent, nor 7 and 1.
+    assert_eq!(slots.take_run(2), None);
+    assert_eq!(slots.take_run(1), Some(7));
+}

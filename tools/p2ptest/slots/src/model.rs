@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the slots must do, in its simplest form: a list of states and two queues.
+
+use std::collections::VecDeque;
+
+use crate::slots::{Counts, PageName, Released, Slot, SlotId, Slots, Took};
+
+/// The state of a slot, without links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    Free,
+    Taken,
+    Idle(PageName),
+    Peers(PageName, u32),
+    Draining(u32),
+}
+
+impl From<Slot> for State {
+    fn from(slot: Slot) -> Self {
+        match slot {
+            Slot::Free { .. } => Self::Free,
+            Slot::Taken => Self::Taken,
+            Slot::Idle { page, .. } => Self::Idle(page),
+            Slot::Peers { page, peers } => Self::Peers(page, peers),
+            Slot::Draining { peers } => Self::Draining(peers),
+        }
+    }
+}
+
+/// The slots.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Model {
+    pub states: Vec<State>,
+    /// Longest free first.
+    free: VecDeque<SlotId>,
+    /// Coldest first.
+    idle: VecDeque<SlotId>,
+    /// Where the search for a run starts.
+    cursor: usize,
+}
+
+/// One call.
+#[derive(Clone, Copy, Debug)]
+pub enum Call {
+    Take,
+    TakeRun(u32),
+    Install(SlotId, PageName),
+    GiveBack(SlotId),
+    Hold(SlotId, PageName),
+    Unhold(SlotId),
+    Release(SlotId, PageName),
+    Touch(SlotId, PageName),
+}
+
+/// What a call returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Nothing,
+    Took(Option<Took>),
+    Run(Option<SlotId>),
+    Truth(bool),
+    Released(Released),
+}
+
+impl Call {
+    /// Makes the call to the kernel's slots.
+    pub fn real(self, slots: &mut Slots<Vec<Slot>>) -> Answer {
+        match self {
+            Self::Take => Answer::Took(slots.take()),
+            Self::TakeRun(count) => Answer::Run(slots.take_run(count)),
+            Self::Install(id, page) => {
+                slots.install(id, page);
+                Answer::Nothing
+            }
+            Self::GiveBack(id) => {
+                slots.give_back(id);
+                Answer::Nothing
+            }
+            Self::Hold(id, page) => Answer::Truth(slots.hold(id, page)),
+            Self::Unhold(id) => Answer::Released(slots.unhold(id)),
+            Self::Release(id, page) => Answer::Released(slots.release(id, page)),
+            Self::Touch(id, page) => Answer::Truth(slots.touch(id, page)),
+        }
+    }
+}
+
+impl Model {
+    pub fn new(count: u32) -> Self {
+        Self {
+            states: (0..count).map(|_| State::Free).collect(),
+            free: (0..count).collect(),
+            idle: VecDeque::new(),
+            cursor: 0,
+        }
+    }
+
+    fn state(&self, id: SlotId) -> Option<State> {
+        self.states.get(id as usize).copied()
+    }
+
+    /// Changes a state; the queues follow.
+    fn set(&mut self, id: SlotId, state: State) {
+        self.free.retain(|&other| other != id);
+        self.idle.retain(|&other| other != id);
+        match state {
+            State::Free => self.free.push_back(id),
+            State::Idle(_) => self.idle.push_back(id),
+            _ => {}
+        }
+        self.states[id as usize] = state;
+    }
+
+    /// Makes the call to the model.
+    pub fn call(&mut self, call: Call) -> Answer {
+        match call {
+            Call::Take => Answer::Took(self.take()),
+            Call::TakeRun(count) => Answer::Run(self.take_run(count)),
+            Call::Install(id, page) => {
+                if self.state(id) == Some(State::Taken) {
+                    self.set(id, State::Idle(page));
+                }
+                Answer::Nothing
+            }
+            Call::GiveBack(id) => {
+                if self.state(id) == Some(State::Taken) {
+                    self.set(id, State::Free);
+                }
+                Answer::Nothing
+            }
+            Call::Hold(id, page) => {
+                let peers = match self.state(id) {
+                    Some(State::Idle(p)) if p == page => 0,
+                    Some(State::Peers(p, peers)) if p == page => peers,
+                    _ => return Answer::Truth(false),
+                };
+                self.set(id, State::Peers(page, peers + 1));
+                Answer::Truth(true)
+            }
+            Call::Unhold(id) => {
+                let next = match self.state(id) {
+                    Some(State::Peers(page, 1)) => State::Idle(page),
+                    Some(State::Peers(page, peers)) => State::Peers(page, peers - 1),
+                    Some(State::Draining(1)) => State::Taken,
+                    Some(State::Draining(peers)) => State::Draining(peers - 1),
+                    _ => return Answer::Released(Released::Kept),
+                };
+                self.set(id, next);
+                Answer::Released(match next {
+                    State::Taken => Released::Taken,
+                    _ => Released::Kept,
+                })
+            }
+            Call::Release(id, page) => Answer::Released(match self.state(id) {
+                Some(State::Idle(p)) if p == page => {
+                    self.set(id, State::Taken);
+                    Released::Taken
+                }
+                Some(State::Peers(p, peers)) if p == page => {
+                    self.set(id, State::Draining(peers));
+                    Released::Kept
+                }
+                _ => Released::Kept,
+            }),
+            Call::Touch(id, page) => Answer::Truth(match self.state(id) {
+                Some(State::Idle(p)) if p == page => {
+                    self.set(id, State::Idle(page));
+                    true
+                }
+                Some(State::Peers(p, _)) => p == page,
+                _ => false,
+            }),
+        }
+    }
+
+    fn take(&mut self) -> Option<Took> {
+        let id = *self.free.front().or(self.idle.front())?;
+        let took = match self.states[id as usize] {
+            State::Idle(page) => Took::Idle(id, page),
+            _ => Took::Free(id),
+        };
+        self.set(id, State::Taken);
+        Some(took)
+    }
+
+    fn take_run(&mut self, count: u32) -> Option<SlotId> {
+        let (count, total) = (count as usize, self.states.len());
+        if count == 0 || count > total {
+            return None;
+        }
+        let first = (self.cursor..total).chain(0..self.cursor).find(|&first| {
+            let run = self.states.get(first..first + count);
+            run.is_some_and(|run| run.iter().all(|&state| state == State::Free))
+        })?;
+        for id in first..first + count {
+            self.set(id as SlotId, State::Taken);
+        }
+        self.cursor = (first + count) % total;
+        Some(first as SlotId)
+    }
+
+    fn counts(&self) -> Counts {
+        let count = |want: fn(&State) -> bool| {
+            u32::try_from(self.states.iter().filter(|&state| want(state)).count()).unwrap()
+        };
+        Counts {
+            free: count(|state| matches!(state, State::Free)),
+            idle: count(|state| matches!(state, State::Idle(_))),
+            peers: count(|state| matches!(state, State::Peers(..))),
+            draining: count(|state| matches!(state, State::Draining(_))),
+        }
+    }
+
+    /// Panics unless the slots are in the same state: slot by slot, both lists in both
+    /// directions, and all counters.
+    pub fn assert_same(&self, slots: &Slots<Vec<Slot>>) {
+        let total = u32::try_from(slots.total()).unwrap();
+        let found: Vec<Slot> = (0..total).map(|id| slots.get(id).unwrap()).collect();
+        let states: Vec<State> = found.iter().copied().map(State::from).collect();
+        assert_eq!(states, self.states);
+        assert_eq!(slots.get(total), None);
+        assert_eq!(slots.get(SlotId::MAX), None);
+        let counts = self.counts();
+        assert_eq!(slots.counts(), counts);
+        assert_eq!(slots.available(), counts.free + counts.idle);
+        assert_links(&found, &self.free, |slot| match slot {
+            Slot::Free { prev, next } => Some((prev, next)),
+            _ => None,
+        });
+        assert_links(&found, &self.idle, |slot| match slot {
+            Slot::Idle { prev, next, .. } => Some((prev, next)),
+            _ => None,
+        });
+    }
+}
+
+/// Panics unless the slots that have `links` form the list `queue`.
+fn assert_links(
+    slots: &[Slot],
+    queue: &VecDeque<SlotId>,
+    links: fn(Slot) -> Option<(SlotId, SlotId)>,
+) {
+    let linked = slots.iter().filter(|&&slot| links(slot).is_some()).count();
+    assert_eq!(linked, queue.len());
+    let mut prev = SlotId::MAX;
+    for (index, &id) in queue.iter().enumerate() {
+        let next = queue.get(index + 1).copied().unwrap_or(SlotId::MAX);
+        assert_eq!(links(slots[id as usize]), Some((prev, next)), "slot {id}");
+        prev = id;
+    }
+}
