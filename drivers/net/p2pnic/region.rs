@@ -179,7 +179,8 @@ impl Region {
             }? Error),
             GFP_KERNEL,
         )?;
-        let attachment = Attachment::new(dev, dmabuf, Ok(Callbacks(inner.clone())))?;
+        // SAFETY: Unbinding closes the gate and then takes the attachment out of every region.
+        let attachment = unsafe { Attachment::new(dev, dmabuf, Ok(Callbacks(inner.clone())))? };
         let region = Arc::pin_init(
             try_pin_init!(Self {
                 inner,

@@ -53,6 +53,8 @@ pub trait Importer: Send + Sync + 'static {
 
     /// The mapping is taken back: make the device stop using its addresses.
     ///
+    /// Called too when a mapped attachment is dropped, which unmaps whatever the answer.
+    ///
     /// Called with the buffer's reservation lock held, so it does not wait for anything that needs
     /// that lock, nor allocates memory that reclaim could wait for. It may sleep for as long as
     /// the device takes to stop. Called only while the buffer is mapped, once for each mapping; once
@@ -111,8 +113,11 @@ impl<T: Importer> Attachment<T> {
 
     /// Attaches `dev` to `dmabuf`. Errors are the exporter's.
     ///
-    /// The attachment must be dropped before the driver of `dev` is unbound.
-    pub fn new(
+    /// # Safety
+    ///
+    /// The attachment must be dropped before the driver of `dev` is unbound: a mapping is one of
+    /// that device.
+    pub unsafe fn new(
         dev: &Device<Bound>,
         dmabuf: ARef<DmaBuf>,
         data: impl PinInit<T, Error>,

@@ -101,7 +101,8 @@ impl DrmData {
 
     /// Counts a mapping that an importer is given (1) or gives back (-1).
     pub(crate) fn mapping_count(&self, change: isize) {
-        self.mappings.fetch_add(change.cast_unsigned(), Ordering::Release);
+        self.mappings
+            .fetch_add(change.cast_unsigned(), Ordering::Release);
     }
 
     /// Whether the device is being unbound.

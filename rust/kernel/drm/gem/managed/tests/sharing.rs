@@ -37,7 +37,8 @@ fn attach(
         told: told.clone(),
         answer,
     };
-    let attachment = Attachment::new(bound(reg), dmabuf.clone(), Ok::<_, Error>(data))?;
+    // SAFETY: The tests drop their attachments before their devices.
+    let attachment = unsafe { Attachment::new(bound(reg), dmabuf.clone(), Ok::<_, Error>(data))? };
     Ok((attachment, told))
 }
 
