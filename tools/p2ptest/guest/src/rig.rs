@@ -73,22 +73,23 @@ impl Rig {
         Registered { region, fd, bo }
     }
 
-    /// Makes NIC 0 hold this many slots of GPU 0 until the result is dropped;
-    /// none where there is no peer-to-peer route.
+    /// Makes NIC `index` hold this many slots of GPU `index` until the result is
+    /// dropped; none where there is no peer-to-peer route.
     #[track_caller]
-    pub fn hold_slots(&self, count: u64) -> Registered<'_> {
-        let page = self.gpu[0].page;
-        let held = self.register(0, count * page, Placement::Vram);
-        let sink = self.register(1, page, Placement::System);
+    pub fn hold_slots(&self, index: usize, count: u64) -> Registered<'_> {
+        let page = self.gpu[index].page;
+        let held = self.register(index, count * page, Placement::Vram);
+        let sink = self.register(1 - index, page, Placement::System);
         let wire = self.connect(4);
+        let qp = [&wire.near, &wire.far][index];
         // One page is enough: a region is mapped as a whole.
-        wire.near.post_send(request(
+        qp.post_send(request(
             P2PNIC_OP_WRITE,
             (&held.region, 0),
             (&sink.region, 0),
             page,
         ));
-        wire.near.expect(P2PNIC_STATUS_OK);
+        qp.expect(P2PNIC_STATUS_OK);
         held
     }
 

@@ -98,7 +98,7 @@ const FEW: u64 = 512;
 /// Leaves GPU 0 [`FEW`] slots for CPU mappings until the result is dropped.
 #[track_caller]
 fn squeeze(rig: &Rig) -> Registered<'_> {
-    let held = rig.hold_slots(rig.gpu[0].slots - FEW);
+    let held = rig.hold_slots(0, rig.gpu[0].slots - FEW);
     igt::require(held.bo.info().peer_maps == 1, "a peer-to-peer route");
     held
 }
@@ -180,7 +180,7 @@ fn mapping_outlives_handle() {
 
 fn larger_than_aperture() {
     let gpu = Gpu::open(0);
-    let bo = gpu.create(2 * gpu.aperture(), Placement::Vram);
+    let bo = gpu.create(gpu.aperture() + gpu.aperture() / 8, Placement::Vram);
     let map = bo.map();
     mark(&gpu, &map, 0..bo.pages(), Pattern(7));
     assert!(
@@ -433,7 +433,7 @@ fn system_objects_take_no_slots() {
 
 /// Makes NIC 0 hold all slots of GPU 0, does something, and lets go.
 fn while_peer_holds_all(rig: &Rig, run: impl FnOnce()) {
-    let all = rig.hold_slots(rig.gpu[0].slots);
+    let all = rig.hold_slots(0, rig.gpu[0].slots);
     igt::require(all.bo.info().peer_maps == 1, "a peer-to-peer route");
     assert_eq!(
         u64::from(all.bo.info().peer_slots),

@@ -267,7 +267,7 @@ pub fn revoked_by_exporter() {
 /// Takes all slots of GPU 0 for NIC 0.
 #[track_caller]
 fn take_all_slots(rig: &Rig) -> Registered<'_> {
-    let held = rig.hold_slots(rig.gpu[0].slots);
+    let held = rig.hold_slots(0, rig.gpu[0].slots);
     igt::require(held.bo.info().peer_maps == 1, "a peer-to-peer route");
     assert_eq!(rig.gpu[0].param(P2PGPU_PARAM_SLOTS_AVAILABLE), 0);
     held
