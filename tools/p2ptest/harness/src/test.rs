@@ -142,10 +142,20 @@ fn run_plan(
     };
     // Without a kernel the checks that do not need one still tell something.
     match &kernel {
-        Some(Ok(kernel)) => checks::run(ctx, &kernel.tree, &plan.checks, results)?,
+        Some(Ok(kernel)) => {
+            let built = checks::Built {
+                tree: &kernel.tree,
+                modules: &kernel.modules,
+            };
+            checks::run(ctx, built, &plan.checks, results)?;
+        }
         _ => {
+            let nothing = checks::Built {
+                tree: &ctx.top,
+                modules: &[],
+            };
             let rest: Vec<_> = plan.checks.iter().filter(|c| !c.needs_tree()).collect();
-            checks::run(ctx, &ctx.top, rest, results)?;
+            checks::run(ctx, nothing, rest, results)?;
         }
     }
     let (Some(kernel), Some(programs)) = (kernel.transpose()?, &plan.programs) else {

@@ -32,7 +32,21 @@ pub enum Check {
     Patch(PathBuf),
     /// checkpatch on a new C file.
     Source(PathBuf),
+    /// A module of ours has no way into Rust's panic handler.
+    NoPanic(&'static str),
 }
+
+/// What the checks look at besides the checkout.
+#[derive(Clone, Copy, Debug)]
+pub struct Built<'a> {
+    /// The prepared kernel tree.
+    pub tree: &'a Path,
+    /// The modules that were built.
+    pub modules: &'a [PathBuf],
+}
+
+/// The drivers' modules.
+const MODULES: [&str; 2] = ["p2pgpu", "p2pnic"];
 
 /// All checks that this checkout has something for.
 ///
@@ -41,6 +55,7 @@ pub enum Check {
 /// When a folder cannot be read.
 pub fn list(ctx: &Context) -> Result<Vec<Check>> {
     let mut checks = vec![Check::WorkspaceFormat, Check::WorkspaceClippy];
+    checks.extend(MODULES.map(Check::NoPanic));
     for path in new_paths(&ctx.top) {
         let path = path?;
         match path.extension().and_then(|e| e.to_str()) {
@@ -67,6 +82,7 @@ impl Check {
             Self::WorkspaceClippy => format!("{PREFIX}clippy@tools"),
             Self::KernelFormat(path) => of("rustfmt", path),
             Self::Patch(path) | Self::Source(path) => of("checkpatch", path),
+            Self::NoPanic(module) => format!("{PREFIX}no-panic@{module}"),
         }
     }
 
@@ -75,7 +91,8 @@ impl Check {
         !matches!(self, Self::WorkspaceFormat | Self::WorkspaceClippy)
     }
 
-    fn command(&self, ctx: &Context, tree: &Path) -> Command {
+    fn command(&self, ctx: &Context, built: Built<'_>) -> Command {
+        let tree = built.tree;
         let checkpatch = |options: &[&str], path: &Path| {
             let mut c = Command::new("perl");
             c.arg(tree.join("scripts/checkpatch.pl"));
@@ -115,6 +132,15 @@ impl Check {
             }
             Self::Patch(path) => checkpatch(&[], path),
             Self::Source(path) => checkpatch(&["--file"], path),
+            Self::NoPanic(name) => {
+                // A panic is a call into core::panicking, which the module would import.
+                let file = format!("{name}.ko");
+                let module = built.modules.iter().find(|m| m.ends_with(&file));
+                let mut c = Command::new("sh");
+                c.args(["-euc", "imports=$(llvm-nm --undefined-only \"$1\"); ! printf '%s\\n' \"$imports\" | grep panicking", "sh"]);
+                c.arg(module.map_or(Path::new(&file), PathBuf::as_path));
+                c
+            }
         }
     }
 }
@@ -126,7 +152,7 @@ impl Check {
 /// When a tool is missing, or the user stops the run.
 pub fn run<'a, W: Write>(
     ctx: &Context,
-    tree: &Path,
+    built: Built<'_>,
     checks: impl IntoIterator<Item = &'a Check>,
     results: &mut Results<W>,
 ) -> Result<()> {
@@ -137,7 +163,7 @@ pub fn run<'a, W: Write>(
         }
         stop::check()?;
         let start = Instant::now();
-        let found = stop::capture(&mut check.command(ctx, tree), LIMIT)?;
+        let found = stop::capture(&mut check.command(ctx, built), LIMIT)?;
         let mut text = found.lines;
         text.retain(|line| !line.is_empty());
         // checkpatch ends well with mere warnings: here they count.
