@@ -18,7 +18,6 @@ use crate::{
     },
     slots::Slot, //
 };
-use core::sync::atomic::Ordering;
 use kernel::{
     debugfs::{
         Dir,
@@ -33,7 +32,8 @@ use kernel::{
     fmt,
     io::Io,
     pci,
-    prelude::*, //
+    prelude::*,
+    sync::atomic::Relaxed, //
 };
 
 /// Slots in a line of the map.
@@ -147,7 +147,7 @@ fn counters(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::
             )?;
         }
         // Counted here and not by the device: interrupts of its fault log that arrived.
-        let interrupts = gpu.fault_interrupts.load(Ordering::Relaxed);
+        let interrupts = gpu.fault_interrupts.load(Relaxed);
         writeln!(f, "fault_interrupts {interrupts}")
     })
 }

@@ -23,12 +23,6 @@ use crate::{
     slots::SlotId,
     vram::Vram, //
 };
-use core::sync::atomic::{
-    AtomicBool,
-    AtomicU64,
-    AtomicUsize,
-    Ordering, //
-};
 use kernel::{
     device,
     dma::{
@@ -55,6 +49,12 @@ use kernel::{
     sizes::SizeConstants,
     sync::{
         aref::ARef,
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
         Arc,
         Mutex, //
     },
@@ -78,11 +78,11 @@ pub(crate) struct DrmData {
     #[pin]
     pub(crate) aperture: Aperture,
     pub(crate) vram: Vram,
-    objects: AtomicUsize,
+    objects: Atomic<usize>,
     /// Mappings that importers hold, of all objects.
-    mappings: AtomicUsize,
+    mappings: Atomic<usize>,
     /// Set before unbind: importers are not given anything any more.
-    leaving: AtomicBool,
+    leaving: Atomic<bool>,
     /// Objects with importers, once for each attachment.
     attached: Pin<KBox<Mutex<KVec<ARef<Object>>>>>,
 }
@@ -90,24 +90,22 @@ pub(crate) struct DrmData {
 impl DrmData {
     /// Objects that exist.
     pub(crate) fn objects(&self) -> usize {
-        self.objects.load(Ordering::Relaxed)
+        self.objects.load(Relaxed)
     }
 
     /// Counts an object that is made (1) or freed (-1).
     pub(crate) fn object_count(&self, change: isize) {
-        self.objects
-            .fetch_add(change.cast_unsigned(), Ordering::Relaxed);
+        self.objects.fetch_add(change.cast_unsigned(), Relaxed);
     }
 
     /// Counts a mapping that an importer is given (1) or gives back (-1).
     pub(crate) fn mapping_count(&self, change: isize) {
-        self.mappings
-            .fetch_add(change.cast_unsigned(), Ordering::Release);
+        self.mappings.fetch_add(change.cast_unsigned(), Release);
     }
 
     /// Whether the device is being unbound.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
+        self.leaving.load(Acquire)
     }
 
     /// An importer has attached to `obj`.
@@ -143,7 +141,7 @@ pub(crate) struct Gpu<'drm> {
     pub(crate) mapped: bool,
     pub(crate) bar: Arc<Bar<'drm>>,
     /// Interrupts for the device's fault log.
-    pub(crate) fault_interrupts: Arc<AtomicU64>,
+    pub(crate) fault_interrupts: Arc<Atomic<u64>>,
     // Dropped after the rings, whose commands end with an interrupt.
     _irqs: MsixHandlers<'drm, Handler>,
 }
@@ -171,7 +169,7 @@ impl<'drm> Gpu<'drm> {
 
             let engine = Ring::completions(dev)?;
             let aperture = Ring::completions(dev)?;
-            let fault_interrupts = Arc::new(AtomicU64::new(0), GFP_KERNEL)?;
+            let fault_interrupts = Arc::new(Atomic::new(0), GFP_KERNEL)?;
             let mut handlers = KVec::with_capacity(3, GFP_KERNEL)?;
             handlers.push(Handler::Ring(engine.clone()), GFP_KERNEL)?;
             handlers.push(Handler::Ring(aperture.clone()), GFP_KERNEL)?;
@@ -283,9 +281,9 @@ impl pci::Driver for P2pGpu {
         let data = try_pin_init!(DrmData {
             aperture <- Aperture::new(slots),
             vram: Vram::new(vram_size)?,
-            objects: AtomicUsize::new(0),
-            mappings: AtomicUsize::new(0),
-            leaving: AtomicBool::new(false),
+            objects: Atomic::new(0),
+            mappings: Atomic::new(0),
+            leaving: Atomic::new(false),
             attached: KBox::pin_init(
                 new_mutex!(KVec::new(), "p2pgpu::driver::attached"),
                 GFP_KERNEL,
@@ -306,7 +304,7 @@ impl pci::Driver for P2pGpu {
     /// Takes back what importers have, while the hardware still answers.
     fn unbind<'bound>(pdev: &'bound pci::Device<device::Core<'_>>, this: Pin<&Self::Data<'bound>>) {
         let drm = this.registration.device();
-        drm.leaving.store(true, Ordering::Release);
+        drm.leaving.store(true, Release);
 
         // From the end: importers that detach meanwhile move others towards the start only.
         let mut left = drm.attached.lock().len();
@@ -322,7 +320,7 @@ impl pci::Driver for P2pGpu {
         }
         // The addresses that they hold are those of the BAR, which ends with the binding.
         let unmapped = read_poll_timeout(
-            || Ok(drm.mappings.load(Ordering::Acquire)),
+            || Ok(drm.mappings.load(Acquire)),
             |&mappings| mappings == 0,
             Delta::from_millis(1),
             UNMAP_TIMEOUT,

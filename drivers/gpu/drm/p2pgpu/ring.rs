@@ -13,10 +13,6 @@ use crate::regs::{
     RawCommand,
     RawStatus, //
 };
-use core::sync::atomic::{
-    AtomicU64,
-    Ordering, //
-};
 use kernel::{
     c_str, device,
     dma::Coherent,
@@ -38,6 +34,10 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         barrier::{
             dma_mb,
             Read, //
@@ -141,7 +141,7 @@ pub(crate) enum Handler {
     /// Fences of a ring.
     Ring(Arc<Completions>),
     /// Entries of the device's fault log, counted.
-    Fault(Arc<AtomicU64>),
+    Fault(Arc<Atomic<u64>>),
 }
 
 impl irq::Handler for Handler {
@@ -149,7 +149,7 @@ impl irq::Handler for Handler {
         match self {
             Self::Ring(completions) => completions.update(),
             Self::Fault(count) => {
-                count.fetch_add(1, Ordering::Relaxed);
+                count.fetch_add(1, Relaxed);
             }
         }
         irq::IrqReturn::Handled

@@ -11,13 +11,7 @@ use crate::{
     },
     slots::SlotId, //
 };
-use core::{
-    ops::Range,
-    sync::atomic::{
-        AtomicU32,
-        Ordering, //
-    }, //
-};
+use core::ops::Range;
 use kernel::{
     gpu::buddy::{
         AllocatedBlocks,
@@ -27,7 +21,11 @@ use kernel::{
         GpuBuddyParams, //
     },
     prelude::*,
-    ptr::Alignment, //
+    ptr::Alignment,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
 };
 
 /// The allocator of VRAM pages.
@@ -76,7 +74,7 @@ impl Vram {
             let len = u32::try_from(block.size() >> SLOT_SHIFT)?;
             for page in first..first.checked_add(len).ok_or(EOVERFLOW)? {
                 pages.push(page, GFP_KERNEL)?;
-                hints.push(AtomicU32::new(SlotId::MAX), GFP_KERNEL)?;
+                hints.push(Atomic::new(SlotId::MAX), GFP_KERNEL)?;
             }
         }
         if pages.len() != count {
@@ -96,7 +94,7 @@ pub(crate) struct VramPages {
     pages: KVVec<u32>,
     /// For each page the slot that was the last to show it. Only a hint: whether the slot still
     /// does is the aperture's to say.
-    hints: KVVec<AtomicU32>,
+    hints: KVVec<Atomic<u32>>,
     _blocks: Pin<KBox<AllocatedBlocks>>,
 }
 
@@ -115,13 +113,13 @@ impl VramPages {
     pub(crate) fn hint(&self, index: usize) -> SlotId {
         self.hints
             .get(index)
-            .map_or(SlotId::MAX, |hint| hint.load(Ordering::Relaxed))
+            .map_or(SlotId::MAX, |hint| hint.load(Relaxed))
     }
 
     /// Remembers the slot that shows page `index`.
     pub(crate) fn set_hint(&self, index: usize, slot: SlotId) {
         if let Some(hint) = self.hints.get(index) {
-            hint.store(slot, Ordering::Relaxed);
+            hint.store(slot, Relaxed);
         }
     }
 
