@@ -178,6 +178,9 @@ impl<'a> Held<'a> {
     }
 
     /// Makes room for `count` fences, so that adding them cannot fail.
+    ///
+    /// Rooms of one object do not add up: a second reservation covers what the first did. Fill one
+    /// before the next is made.
     pub fn reserve_fences(self, count: u32) -> Result<FenceRoom<'a>> {
         // SAFETY: The object is valid and locked.
         to_result(unsafe { bindings::dma_resv_reserve_fences(self.0.as_raw(), count) })?;
