@@ -61,13 +61,6 @@ macro_rules! msix_set {
                 }
                 Ok(this)
             }
-
-            /// Waits for handlers that run, and for their threads where they have any.
-            pub fn synchronize(&self) {
-                for handler in &self.handlers {
-                    handler.synchronize();
-                }
-            }
         }
     };
 }

@@ -236,12 +236,14 @@ impl Aperture {
     pub(crate) fn unmap(&self, gpu: Option<&Gpu<'_>>, held: &[SlotId]) -> Result {
         let mut slots = self.slots.lock();
         let mut flush = Flush::new(gpu);
+        // An error keeps slots from being used again, but not their holders from letting go.
+        let mut cleared = Ok(());
         for &slot in held {
             if slots.unhold(slot) == Released::Taken {
-                flush.set(slot, 0)?;
+                cleared = cleared.and(flush.set(slot, 0));
             }
         }
-        flush.finish()?;
+        cleared.and(flush.finish())?;
         for &slot in held {
             slots.give_back(slot);
         }
@@ -254,13 +256,14 @@ impl Aperture {
     pub(crate) fn release(&self, gpu: Option<&Gpu<'_>>, names: Names, vram: &VramPages) -> Result {
         let mut slots = self.slots.lock();
         let mut flush = Flush::new(gpu);
+        let mut cleared = Ok(());
         for index in 0..vram.count() {
             let slot = vram.hint(index);
             if slots.release(slot, names.of(index)?) == Released::Taken {
-                flush.set(slot, 0)?;
+                cleared = cleared.and(flush.set(slot, 0));
             }
         }
-        flush.finish()?;
+        cleared.and(flush.finish())?;
         for index in 0..vram.count() {
             slots.give_back(vram.hint(index));
         }
