@@ -37,41 +37,6 @@ toolchain_ensure() {
 	flock -s 8
 }
 
-check_namespace() {
-	if [ "$(id -u)" = 0 ]; then
-		in_namespace true 2>/dev/null ||
-			die "this root may not make mount namespaces: run in a machine or a privileged container"
-		return
-	fi
-	missing=
-	command -v newuidmap >/dev/null || missing="$missing uidmap"
-	command -v mmdebstrap >/dev/null || missing="$missing mmdebstrap"
-	[ -z "$missing" ] || die "missing packages; run: sudo apt-get install -y$missing"
-	me=$(id -un)
-	grep -q "^$me:" /etc/subuid 2>/dev/null && grep -q "^$me:" /etc/subgid 2>/dev/null ||
-		die "$me has no subordinate ids; run: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $me"
-	if ! in_namespace true 2>/dev/null; then
-		for knob in kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0; do
-			file=/proc/sys/$(printf %s "${knob%=*}" | tr . /)
-			[ -e "$file" ] && [ "$(cat "$file")" != "${knob#*=}" ] &&
-				die "unprivileged user namespaces are off; run: sudo sysctl -w $knob"
-		done
-		[ "$(cat /proc/sys/user/max_user_namespaces)" != 0 ] ||
-			die "unprivileged user namespaces are off; run: sudo sysctl -w user.max_user_namespaces=10000"
-		die "user namespaces do not work here; run the command as root instead"
-	fi
-}
-
-check_mmdebstrap() {
-	command -v mmdebstrap >/dev/null && return
-	command -v apt-get >/dev/null ||
-		die "needs mmdebstrap, which this system has no apt-get to install: use Debian 12 or 13"
-	say "installing mmdebstrap"
-	{ apt-get update && apt-get install -y --no-install-recommends mmdebstrap; } \
-		>"$cache/logs/mmdebstrap-install.log" 2>&1 8>&- 9>&- ||
-		fail_log "installing mmdebstrap failed" "$cache/logs/mmdebstrap-install.log"
-}
-
 toolchain_make() {
 	free=$(df -Pk "$cache" | awk 'NR == 2 { print int($4 / 1048576) }')
 	[ "$free" -ge "$min_free_gib" ] ||
@@ -96,6 +61,7 @@ toolchain_make() {
 	rm -f "$cache/base.tar"
 	mkdir -p "$new/dev" "$new/proc" "$new/sys" "$new/tmp"
 	say "toolchain folder: base system done, $(($(now) - start))s; packages follow"
+	enter "$new" true >>"$log" 2>&1 || fail_log "entering the toolchain folder failed" "$log"
 	# The mirror is the one that mmdebstrap chose.
 	enter "$new" sh -c 'sed -n "s|^deb \(\[.*\] \)\{0,1\}\(http[^ ]*\) $1 main.*|deb \1\2 $1-backports main|p" \
 		/etc/apt/sources.list | head -n 1 >/etc/apt/sources.list.d/backports.list &&
