@@ -13,7 +13,6 @@ use crate::{
     irq,
     prelude::*, //
 };
-use core::ptr;
 
 /// Defines a set of vectors for one kind of handler.
 macro_rules! msix_set {
@@ -45,16 +44,16 @@ macro_rules! msix_set {
                     handlers: KVec::with_capacity(handlers.len(), GFP_KERNEL)?,
                     _vectors: vectors,
                 };
+                let vectors: *const IrqVectorRegistration<'a> = &*this._vectors;
                 // SAFETY: The box does not move its content, and outlives the handlers, the only
                 // ones that get this reference: see the order of the fields.
-                let vectors: &'a IrqVectorRegistration<'a> =
-                    unsafe { &*ptr::from_ref(&*this._vectors) };
+                let vectors = unsafe { &*vectors };
                 for (index, handler) in handlers.into_iter().enumerate() {
                     let request = vectors.index(index)?.into();
                     let flags = irq::Flags::TRIGGER_NONE;
-                    // SAFETY: The registration is stored in `this`, which the caller promises to
-                    // drop.
                     let registration =
+                        // SAFETY: The registration is stored in `this`, which the caller promises
+                        // to drop.
                         unsafe { irq::$registration::new(request, flags, name, Ok(handler)) };
                     let registration = KBox::pin_init(registration, GFP_KERNEL)?;
                     this.handlers.push(registration, GFP_KERNEL)?;

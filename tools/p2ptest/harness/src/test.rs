@@ -145,6 +145,7 @@ fn run_plan(
         Some(Ok(kernel)) => {
             let built = checks::Built {
                 tree: &kernel.tree,
+                objects: &kernel.objects,
                 modules: &kernel.modules,
             };
             checks::run(ctx, built, &plan.checks, results)?;
@@ -152,6 +153,7 @@ fn run_plan(
         _ => {
             let nothing = checks::Built {
                 tree: &ctx.top,
+                objects: &ctx.top,
                 modules: &[],
             };
             let rest: Vec<_> = plan.checks.iter().filter(|c| !c.needs_tree()).collect();

@@ -28,6 +28,8 @@ pub struct Kernel {
     pub modules: Vec<PathBuf>,
     /// The prepared source tree; another checkout may change it.
     pub tree: PathBuf,
+    /// Where it was built; another checkout may change it.
+    pub objects: PathBuf,
 }
 
 /// Builds what is stale and copies the results into the checkout's build folder.
@@ -227,6 +229,7 @@ impl Build<'_> {
             image,
             modules: load_order(built)?,
             tree: self.source.clone(),
+            objects: self.out.clone(),
         })
     }
 }

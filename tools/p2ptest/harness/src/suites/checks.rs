@@ -32,6 +32,12 @@ pub enum Check {
     Patch(PathBuf),
     /// checkpatch on a new C file.
     Source(PathBuf),
+    /// The kernel's own lints, on a crate that the build made.
+    KernelClippy(&'static str),
+    /// The comments of a uapi header, as the kernel's documentation reads them.
+    KernelDoc(PathBuf),
+    /// A uapi header means the same to 32 and 64 bit programs.
+    UapiLayout(PathBuf),
     /// A module of ours has no way into Rust's panic handler.
     NoPanic(&'static str),
 }
@@ -41,12 +47,21 @@ pub enum Check {
 pub struct Built<'a> {
     /// The prepared kernel tree.
     pub tree: &'a Path,
+    /// Where it was built.
+    pub objects: &'a Path,
     /// The modules that were built.
     pub modules: &'a [PathBuf],
 }
 
 /// The drivers' modules.
 const MODULES: [&str; 2] = ["p2pgpu", "p2pnic"];
+
+/// Crates of the kernel that hold code of ours.
+const CRATES: [&str; 3] = [
+    "rust/kernel",
+    "drivers/gpu/drm/p2pgpu/p2pgpu",
+    "drivers/net/p2pnic/p2pnic",
+];
 
 /// All checks that this checkout has something for.
 ///
@@ -56,11 +71,19 @@ const MODULES: [&str; 2] = ["p2pgpu", "p2pnic"];
 pub fn list(ctx: &Context) -> Result<Vec<Check>> {
     let mut checks = vec![Check::WorkspaceFormat, Check::WorkspaceClippy];
     checks.extend(MODULES.map(Check::NoPanic));
+    checks.extend(CRATES.map(Check::KernelClippy));
+    let uapi = uapi_folder(&ctx.top);
     for path in new_paths(&ctx.top) {
         let path = path?;
         match path.extension().and_then(|e| e.to_str()) {
             Some("rs") => checks.push(Check::KernelFormat(path)),
-            Some("c" | "h") => checks.push(Check::Source(path)),
+            Some("c" | "h") => {
+                if path.starts_with(&uapi) {
+                    checks.push(Check::KernelDoc(path.clone()));
+                    checks.push(Check::UapiLayout(path.clone()));
+                }
+                checks.push(Check::Source(path));
+            }
             _ => {}
         }
     }
@@ -82,6 +105,9 @@ impl Check {
             Self::WorkspaceClippy => format!("{PREFIX}clippy@tools"),
             Self::KernelFormat(path) => of("rustfmt", path),
             Self::Patch(path) | Self::Source(path) => of("checkpatch", path),
+            Self::KernelClippy(name) => format!("{PREFIX}clippy@{name}"),
+            Self::KernelDoc(path) => of("kernel-doc", path),
+            Self::UapiLayout(path) => of("uapi-layout", path),
             Self::NoPanic(module) => format!("{PREFIX}no-panic@{module}"),
         }
     }
@@ -132,6 +158,26 @@ impl Check {
             }
             Self::Patch(path) => checkpatch(&[], path),
             Self::Source(path) => checkpatch(&["--file"], path),
+            Self::KernelClippy(name) => {
+                let (folder, object) = name.rsplit_once('/').unwrap_or((".", name));
+                let mut c = Command::new(ctx.workspace().join("checks/kernel-clippy"));
+                c.args([tree, built.objects])
+                    .arg(format!("{folder}/.{object}.o.cmd"));
+                c
+            }
+            Self::KernelDoc(path) => {
+                let mut c = Command::new("python3");
+                c.arg(tree.join("tools/docs/kernel-doc"));
+                c.args(["-none", "-Wall", "-Werror"]).arg(path);
+                c
+            }
+            Self::UapiLayout(path) => {
+                let uapi = uapi_folder(&ctx.top);
+                let mut c = Command::new(ctx.workspace().join("checks/uapi-layout"));
+                c.arg(&uapi).arg(path.strip_prefix(&uapi).unwrap_or(path));
+                c.arg(structure_prefix(path));
+                c
+            }
             Self::NoPanic(name) => {
                 // A panic is a call into core::panicking, which the module would import.
                 let file = format!("{name}.ko");
@@ -142,6 +188,19 @@ impl Check {
                 c
             }
         }
+    }
+}
+
+fn uapi_folder(top: &Path) -> PathBuf {
+    top.join("include/uapi")
+}
+
+/// What the names of a uapi header's structures begin with: a DRM driver's have "drm_" in front.
+fn structure_prefix(header: &Path) -> String {
+    let stem = header.file_stem().unwrap_or_default().to_string_lossy();
+    match stem.strip_suffix("_drm") {
+        Some(driver) => format!("drm_{driver}_"),
+        None => format!("{stem}_"),
     }
 }
 
