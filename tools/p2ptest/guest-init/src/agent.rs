@@ -4,12 +4,16 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use nix::libc::O_NONBLOCK;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use p2p_init::{Report, Request, Status, kmsg_text};
 
+use crate::relay::Relay;
 use crate::run;
 
 const PORT: &str = "/dev/ttyS1";
@@ -24,14 +28,27 @@ const KMSG_RECORD: usize = 8192;
 pub fn serve(problems: Vec<String>) -> Result<()> {
     let mut agent = Agent::new()?;
     agent.forward_kernel_log()?;
-    agent.send(&Report::Ready { problems })?;
-    let reader = BufReader::new(agent.port.try_clone()?);
-    for line in reader.lines() {
-        let line = line.context("reading the port")?;
-        if line.is_empty() {
-            continue;
+    let relay = Relay::start(Arc::clone(&agent.port))?;
+    agent.port.send(&Report::Ready { problems })?;
+    let reader = BufReader::new(agent.port.reader()?);
+    let (sender, requests) = channel();
+    // On a thread of its own, as answers come while a program runs.
+    thread::spawn(move || {
+        for line in reader.lines().map_while(Result::ok) {
+            match serde_json::from_str(&line) {
+                Ok(Request::Answer { number, answer }) => relay.deliver(number, answer),
+                _ if line.is_empty() => {}
+                request => {
+                    let request = request.map_err(|e| format!("{line}: {e}"));
+                    if sender.send(request).is_err() {
+                        return;
+                    }
+                }
+            }
         }
-        match serde_json::from_str(&line) {
+    });
+    while let Ok(request) = requests.recv() {
+        match request {
             Ok(Request::PowerOff) => return Ok(()),
             Ok(Request::Run { id, argv, timeout }) => {
                 agent.note(&format!("begin {id}"));
@@ -46,19 +63,19 @@ pub fn serve(problems: Vec<String>) -> Result<()> {
                 };
                 agent.end(status)?;
             }
-            Err(e) => agent.end(Status::Failed(format!("{line}: {e}")))?,
+            // The reader delivers answers itself.
+            Ok(Request::Answer { .. }) => {}
+            Err(e) => agent.end(Status::Failed(e))?,
         }
     }
     Ok(())
 }
 
-struct Agent {
-    port: File,
-    log: File,
-}
+/// The serial port: a line at a time, from any thread.
+pub struct Port(Mutex<File>);
 
-impl Agent {
-    fn new() -> Result<Self> {
+impl Port {
+    fn open() -> Result<Self> {
         let port = OpenOptions::new()
             .read(true)
             .write(true)
@@ -67,28 +84,55 @@ impl Agent {
         let mut settings = tcgetattr(&port)?;
         cfmakeraw(&mut settings);
         tcsetattr(&port, SetArg::TCSANOW, &settings)?;
+        Ok(Self(Mutex::new(port)))
+    }
+
+    fn reader(&self) -> Result<File> {
+        Ok(self.file().try_clone()?)
+    }
+
+    /// Sends one report.
+    ///
+    /// # Errors
+    ///
+    /// When the port cannot be written.
+    pub fn send(&self, report: &Report) -> Result<()> {
+        let mut line = serde_json::to_vec(report)?;
+        line.push(b'\n');
+        self.file().write_all(&line).context("writing to the port")
+    }
+
+    fn file(&self) -> std::sync::MutexGuard<'_, File> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Agent {
+    port: Arc<Port>,
+    log: File,
+}
+
+impl Agent {
+    fn new() -> Result<Self> {
         let log = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(O_NONBLOCK)
             .open("/dev/kmsg")
             .context("opening /dev/kmsg")?;
-        Ok(Self { port, log })
-    }
-
-    fn send(&mut self, report: &Report) -> Result<()> {
-        let mut line = serde_json::to_vec(report)?;
-        line.push(b'\n');
-        self.port.write_all(&line).context("writing to the port")
+        Ok(Self {
+            port: Arc::new(Port::open()?),
+            log,
+        })
     }
 
     fn output(&mut self, text: String) -> Result<()> {
-        self.send(&Report::Output { text })
+        self.port.send(&Report::Output { text })
     }
 
     fn end(&mut self, status: Status) -> Result<()> {
         self.forward_kernel_log()?;
-        self.send(&Report::Ended { status })
+        self.port.send(&Report::Ended { status })
     }
 
     /// Marks the kernel's log, so that a console tells what ran when.
@@ -106,7 +150,7 @@ impl Agent {
                 Ok(n) => {
                     let text = String::from_utf8_lossy(&record[..n]);
                     let text = kmsg_text(&text).to_owned();
-                    self.send(&Report::Kernel { text })?;
+                    self.port.send(&Report::Kernel { text })?;
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 // Records were overwritten before we read them; the next read goes on.

@@ -5,11 +5,19 @@
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Where the initrd lists the modules to load, one path a line.
 pub const MODULE_LIST: &str = "/etc/p2p-modules";
 /// Where the test programs and the demo are in the guest.
 pub const TESTS: &str = "/tests";
+/// Where a program in the guest asks the host to act: it writes one [`Ask`] as a
+/// line of JSON and reads one [`Answer`], a line too.
+pub const HOST_SOCKET: &str = "/tmp/p2p-host";
+/// Longest line that asks, bytes with its end; the device models take no longer one.
+pub const MAX_ASK: u64 = 4096;
+/// Longest answer, bytes: one that is longer is an error.
+pub const MAX_ANSWER: usize = 64 * 1024;
 /// Kernel parameter that says what /init does; its values are [`Mode`]'s.
 pub const MODE_PARAMETER: &str = "p2p.mode";
 
@@ -57,9 +65,44 @@ pub enum Request {
     },
     /// Sends the results of the KUnit suites that ran.
     Kunit,
+    /// The answer to [`Report::Ask`]; there is no answer to it.
+    Answer {
+        /// The number of what was asked.
+        number: u64,
+        /// What the host says.
+        answer: Answer,
+    },
     /// Powers the guest off; there is no answer.
     PowerOff,
 }
+
+/// What a program in the guest asks the host for. The host does not trust it: it
+/// reaches the devices of its own guest and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Ask {
+    /// A command of a device model's control socket.
+    Control {
+        /// "gpu0", "nic0", "gpu1" or "nic1".
+        model: String,
+        /// As the model has it.
+        command: Value,
+    },
+    /// A command of QEMU's machine protocol: `query-*` without arguments, or
+    /// `device_del` and `device_add` with a model's name as their only argument `id`.
+    Qmp {
+        /// With `execute` and `arguments`.
+        command: Value,
+    },
+    /// Ends a model and starts it anew, with nothing of what it held.
+    Restart {
+        /// As for a command of its control socket.
+        model: String,
+    },
+}
+
+/// What the host did, or why it did not.
+pub type Answer = Result<Value, String>;
 
 /// From the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +122,13 @@ pub enum Report {
     Output {
         /// Invalid UTF-8 replaced.
         text: String,
+    },
+    /// A program asks the host to act; [`Request::Answer`] answers.
+    Ask {
+        /// Told apart from earlier ones by this.
+        number: u64,
+        /// What for.
+        ask: Ask,
     },
     /// The request is done.
     Ended {
@@ -139,6 +189,24 @@ mod tests {
             let line = serde_json::to_string(&report).unwrap();
             assert_eq!(serde_json::from_str::<Report>(&line).unwrap(), report);
         }
+    }
+
+    #[test]
+    fn what_is_asked_survives_the_wire() {
+        let ask = Ask::Control {
+            model: "gpu0".into(),
+            command: serde_json::json!({"cmd": "faults"}),
+        };
+        let report = Report::Ask { number: 7, ask };
+        let line = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&line).unwrap(), report);
+        for answer in [Ok(Value::Null), Err("no".to_owned())] {
+            let request = Request::Answer { number: 7, answer };
+            let line = serde_json::to_string(&request).unwrap();
+            assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+        }
+        let strange = r#"{"ask":"restart","model":"gpu0","program":"/bin/sh"}"#;
+        assert!(serde_json::from_str::<Ask>(strange).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod relay;
 mod run;
 
 use std::fs::{self, File};

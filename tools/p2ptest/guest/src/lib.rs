@@ -10,6 +10,7 @@
 pub mod debugfs;
 pub mod drm;
 pub mod gpu;
+pub mod host;
 pub mod igt;
 pub mod map;
 pub mod nic;

@@ -138,9 +138,10 @@ pub fn shell(ctx: &Context) -> Result<()> {
             p2p_init::MODE_PARAMETER,
             p2p_init::Mode::Shell.name()
         ),
-        devices: models.sockets(),
+        devices: models.devices(),
         console: Console::Terminal,
         agent: None,
+        qmp: None,
     };
     eprintln!("p2ptest: {}", guest.line());
     let mut command = guest.command();

@@ -108,12 +108,23 @@ pub struct Guest {
     pub memory: u64,
     /// Kernel parameters besides the console's.
     pub parameters: String,
-    /// The models' sockets, in the order of the ports.
-    pub devices: Vec<PathBuf>,
+    /// The models, in the order of the ports.
+    pub devices: Vec<Device>,
     /// The first serial port.
     pub console: Console,
     /// A socket that the second serial port connects to.
     pub agent: Option<PathBuf>,
+    /// Where QEMU listens for commands.
+    pub qmp: Option<PathBuf>,
+}
+
+/// One of the guest's devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Its name here and in QEMU: "gpu0".
+    pub name: String,
+    /// Where its model listens.
+    pub socket: PathBuf,
 }
 
 /// Where the guest's console is.
@@ -142,6 +153,19 @@ impl Guest {
         line
     }
 
+    /// What QEMU is told of the device with this name.
+    pub fn device(&self, name: &str) -> Option<serde_json::Value> {
+        let port = self.devices.iter().position(|d| d.name == name)?;
+        let device = self.devices.get(port)?;
+        Some(serde_json::json!({
+            "driver": "vfio-user-pci",
+            "id": device.name,
+            "bus": format!("port{port}"),
+            "rombar": 0,
+            "socket": { "path": device.socket, "type": "unix" },
+        }))
+    }
+
     fn arguments(&self) -> Vec<String> {
         let mut args = Vec::new();
         let mut push = |words: &[&str]| args.extend(words.iter().map(|w| (*w).to_owned()));
@@ -160,6 +184,10 @@ impl Guest {
         if let Some(path) = &self.agent {
             let port = format!("socket,id=agent,path={}", path.display());
             push(&["-chardev", &port, "-serial", "chardev:agent"]);
+        }
+        if let Some(path) = &self.qmp {
+            let socket = format!("unix:{},server=on,wait=off", path.display());
+            push(&["-qmp", &socket]);
         }
         let append = format!(
             "console=ttyS0 panic=-1 printk.devkmsg=on {}",
@@ -182,14 +210,10 @@ impl Guest {
                 }
             }
         }
-        for (i, socket) in self.devices.iter().enumerate() {
-            let device = serde_json::json!({
-                "driver": "vfio-user-pci",
-                "bus": format!("port{i}"),
-                "rombar": 0,
-                "socket": { "path": socket, "type": "unix" },
-            });
-            push(&["-device", &device.to_string()]);
+        for device in &self.devices {
+            if let Some(device) = self.device(&device.name) {
+                push(&["-device", &device.to_string()]);
+            }
         }
         args
     }
@@ -202,6 +226,29 @@ fn quoted(word: &str) -> String {
         word.to_owned()
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+impl Guest {
+    /// One GPU and one NIC.
+    pub fn sample() -> Self {
+        let device = |name: &str, socket: &str| Device {
+            name: name.into(),
+            socket: socket.into(),
+        };
+        Self {
+            accel: Accel::Tcg,
+            topology: Topology::Switch,
+            image: "/k".into(),
+            initrd: "/i".into(),
+            memory: 1024,
+            parameters: "p2p.mode=agent".into(),
+            devices: vec![device("gpu0", "/s0"), device("nic0", "/s1")],
+            console: Console::Output,
+            agent: Some("/a".into()),
+            qmp: Some("/q".into()),
+        }
     }
 }
 
@@ -232,20 +279,10 @@ mod tests {
 
     #[test]
     fn each_device_has_a_port() {
-        let guest = Guest {
-            accel: Accel::Tcg,
-            topology: Topology::Switch,
-            image: "/k".into(),
-            initrd: "/i".into(),
-            memory: 1024,
-            parameters: "p2p.mode=agent".into(),
-            devices: vec!["/s0".into(), "/s1".into()],
-            console: Console::Output,
-            agent: Some("/a".into()),
-        };
-        let line = guest.line();
+        let line = Guest::sample().line();
         assert!(line.contains("xio3130-downstream,id=port1,bus=up,chassis=3"));
         assert!(line.contains(r#""bus":"port1""#) && line.contains(r#""path":"/s1""#));
         assert!(line.contains("'console=ttyS0 panic=-1 printk.devkmsg=on p2p.mode=agent'"));
+        assert!(line.contains("-qmp unix:/q,server=on,wait=off"));
     }
 }

@@ -17,8 +17,10 @@ use tempfile::TempDir;
 
 use crate::cargo::Programs;
 use crate::context::{Context, Mode};
+use crate::host;
 use crate::models::Models;
 use crate::qemu::{Accel, Console, Guest};
+use crate::qmp::Qmp;
 use crate::splat::is_splat;
 use crate::step::read_lines;
 use crate::stop::{self, Group};
@@ -79,7 +81,9 @@ enum Event {
 /// A running guest.
 pub struct Session {
     qemu: Group,
+    guest: Guest,
     models: Models,
+    qmp: Qmp,
     agent: UnixStream,
     events: Receiver<Event>,
     console: ConsoleLog,
@@ -107,6 +111,7 @@ impl Session {
         let models = Models::start(parts.programs, mode, folder.path(), &results)?;
         let agent_path = folder.path().join("agent");
         let listener = UnixListener::bind(&agent_path)?;
+        let qmp_path = folder.path().join("qmp");
         let guest = Guest {
             accel: parts.accel,
             topology: parts.ctx.topology,
@@ -114,9 +119,10 @@ impl Session {
             initrd: parts.initrd.clone(),
             memory: parts.memory,
             parameters: parameters.to_owned(),
-            devices: models.sockets(),
+            devices: models.devices(),
             console: Console::Output,
             agent: Some(agent_path),
+            qmp: Some(qmp_path.clone()),
         };
         fs::write(results.join("command"), guest.line() + "\n")?;
         let console_path = results.join("console.log");
@@ -132,6 +138,7 @@ impl Session {
             forward(read_lines(out), sender.clone(), Event::Console);
         }
         let agent = accept(&listener, &mut qemu, &results)?;
+        let qmp = connect(&qmp_path, &mut qemu)?;
         let lines = read_lines(agent.try_clone()?);
         std::thread::spawn(move || {
             while let Ok(line) = lines.recv() {
@@ -145,10 +152,12 @@ impl Session {
         let mut session = Self {
             qemu,
             models,
+            qmp,
             agent,
             events,
             console: ConsoleLog::new(&console_path)?,
             command: guest.line(),
+            guest,
             console_path,
             boot: Vec::new(),
             scale: parts.ctx.timeout_scale,
@@ -220,9 +229,7 @@ impl Session {
             findings: Vec::new(),
             time: Duration::ZERO,
         };
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        if let Err(e) = self.agent.write_all(&line) {
+        if let Err(e) = self.send(request)? {
             outcome.end = End::Crash(format!("the guest's agent is gone: {e}"));
             return Ok(outcome);
         }
@@ -237,6 +244,11 @@ impl Session {
                         outcome.findings.push(text);
                     }
                 }
+                Next::Report(Report::Ask { number, ask }) => {
+                    let answer = host::answer(&self.guest, &mut self.models, &mut self.qmp, &ask);
+                    // If the agent is gone, the next report says so.
+                    let _ = self.send(&Request::Answer { number, answer })?;
+                }
                 Next::Report(Report::Ended { status }) => break End::Told(status),
                 Next::Report(Report::Ready { .. }) => {
                     break End::Crash("the guest booted again".into());
@@ -250,6 +262,13 @@ impl Session {
         outcome.findings.extend(self.models.findings());
         outcome.time = start.elapsed();
         Ok(outcome)
+    }
+
+    /// Sends a request; the inner error is the guest's.
+    fn send(&mut self, request: &Request) -> Result<std::io::Result<()>> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        Ok(self.agent.write_all(&line))
     }
 
     /// The next report, or why none will come.
@@ -293,10 +312,8 @@ impl Session {
     ///
     /// When the user stops the run, or the console cannot be written.
     pub fn power_off(mut self) -> Result<Vec<String>> {
-        let mut line = serde_json::to_vec(&Request::PowerOff)?;
-        line.push(b'\n');
         let mut findings = Vec::new();
-        let sent = self.agent.write_all(&line);
+        let sent = self.send(&Request::PowerOff)?;
         let limit = POWER_OFF_LIMIT.mul_f64(self.scale);
         match sent.map(|()| self.qemu.wait_for(limit)) {
             Ok(Ok(Some(_))) => {}
@@ -355,6 +372,21 @@ fn accept(listener: &UnixListener, qemu: &mut Group, results: &Path) -> Result<U
             bail!("QEMU does not start");
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Connects to QEMU's own port, which it opens when it starts.
+fn connect(path: &Path, qemu: &mut Group) -> Result<Qmp> {
+    let until = Instant::now() + BOOT_LIMIT;
+    loop {
+        stop::check()?;
+        match Qmp::connect(path) {
+            Ok(qmp) => return Ok(qmp),
+            Err(e) if qemu.child().try_wait()?.is_some() || Instant::now() >= until => {
+                return Err(e).context("asking QEMU");
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
     }
 }
 

@@ -16,6 +16,8 @@ use crate::stop;
 
 /// Lines of a failed step's log that are shown, of its first error and its end.
 const TAIL: usize = 20;
+/// Longest line that is kept whole: a guest is not trusted to end its lines.
+const MAX_LINE: u64 = 1 << 20;
 /// Without a terminal, progress is a line at most this often.
 const PLAIN_EVERY: Duration = Duration::from_secs(15);
 
@@ -130,16 +132,22 @@ fn telling(log: &str) -> Vec<&str> {
     }
 }
 
-/// Reads in a thread of its own, so that waiting for a line can end.
+/// Reads in a thread of its own, so that waiting for a line can end. A line longer
+/// than [`MAX_LINE`] comes in pieces.
 pub fn read_lines(reader: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
-        for line in BufReader::new(reader).split(b'\n') {
-            let Ok(line) = line else { break };
-            let line = String::from_utf8_lossy(&line).into_owned();
-            if sender.send(line).is_err() {
+        let mut reader = BufReader::new(reader);
+        let mut line = Vec::new();
+        while let Ok(1..) = (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line) {
+            let whole = line.strip_suffix(b"\n").unwrap_or(&line);
+            if sender
+                .send(String::from_utf8_lossy(whole).into_owned())
+                .is_err()
+            {
                 break;
             }
+            line.clear();
         }
     });
     receiver
