@@ -21,6 +21,10 @@ pub const MAX_ANSWER: usize = 64 * 1024;
 /// Kernel parameter that says what /init does; its values are [`Mode`]'s.
 pub const MODE_PARAMETER: &str = "p2p.mode";
 
+/// Kernel parameter that says how the devices are connected: switch, bridge, iommu or
+/// none. For test programs, which expect another route in each.
+pub const TOPOLOGY_PARAMETER: &str = "p2p.topology";
+
 /// What /init does once the drivers are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {

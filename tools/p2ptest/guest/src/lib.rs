@@ -17,6 +17,7 @@ pub mod nic;
 pub mod pattern;
 pub mod rig;
 pub mod sys;
+pub mod topology;
 
 use nix::errno::Errno;
 use std::fmt;

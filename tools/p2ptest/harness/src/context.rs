@@ -21,10 +21,8 @@ pub struct Context {
     pub timeout_scale: f64,
     /// Which accelerator QEMU is asked for.
     pub accel: AccelChoice,
-    /// Aperture mode of the interactive guests.
-    pub mode: Mode,
-    /// How the devices are connected.
-    pub topology: Topology,
+    /// The interactive guests' devices.
+    pub setup: Setup,
 }
 
 /// The user's wish for an accelerator.
@@ -60,11 +58,60 @@ impl Mode {
     }
 }
 
-/// How the four devices hang on the root complex.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the four devices hang on the root complex, and what the kernel then says of a
+/// route from one to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Topology {
-    /// All behind one PCIe switch, no IOMMU.
+    /// All behind one PCIe switch, no IOMMU: by bus address.
     Switch,
+    /// A root port each, below a host bridge that the kernel trusts to forward.
+    Bridge,
+    /// As bridge, behind an IOMMU.
+    Iommu,
+    /// As bridge, but the kernel does not trust the host bridge: no route.
+    None,
+}
+
+impl Topology {
+    /// All, in the order in which they run.
+    pub const ALL: [Self; 4] = [Self::Switch, Self::Bridge, Self::Iommu, Self::None];
+
+    /// The name in test ids, in TOPOLOGY= and on the guest's command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Switch => "switch",
+            Self::Bridge => "bridge",
+            Self::Iommu => "iommu",
+            Self::None => "none",
+        }
+    }
+}
+
+/// What a guest's devices are and how they are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Setup {
+    /// How the devices are connected.
+    pub topology: Topology,
+    /// The GPUs' aperture mode.
+    pub mode: Mode,
+}
+
+impl Setup {
+    /// All, in the order in which they run.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Topology::ALL
+            .into_iter()
+            .flat_map(|topology| Mode::ALL.map(|mode| Self { topology, mode }))
+    }
+
+    /// The first part of a test's id: the mode, after the topology unless it is
+    /// switch, where all tests run.
+    pub fn name(self) -> String {
+        match self.topology {
+            Topology::Switch => self.mode.name().to_owned(),
+            other => format!("{}-{}", other.name(), self.mode.name()),
+        }
+    }
 }
 
 impl Context {
@@ -106,9 +153,12 @@ impl Context {
             Some("trapped") => Mode::Trapped,
             Some(v) => bail!("MODE={v}: expected mapped or trapped"),
         };
-        let topology = match text("TOPOLOGY").as_deref() {
-            None | Some("switch") => Topology::Switch,
-            Some(v) => bail!("TOPOLOGY={v}: expected switch"),
+        let topology = match text("TOPOLOGY") {
+            None => Topology::Switch,
+            Some(v) => Topology::ALL
+                .into_iter()
+                .find(|topology| topology.name() == v)
+                .with_context(|| format!("TOPOLOGY={v}: expected switch, bridge, iommu or none"))?,
         };
         Ok(Self {
             top: folder("P2PGPU_TOP")?,
@@ -117,8 +167,7 @@ impl Context {
             jobs,
             timeout_scale,
             accel,
-            mode,
-            topology,
+            setup: Setup { topology, mode },
         })
     }
 

@@ -83,7 +83,7 @@ pub fn demo(ctx: &Context) -> Result<bool> {
         accel,
         memory: MEMORY + 3 * input.size.div_ceil(1 << 20),
     };
-    let mut session = Session::start(&parts, ctx.mode, "demo", "kunit.enable=0")?;
+    let mut session = Session::start(&parts, ctx.setup, "demo", "kunit.enable=0")?;
     let mut findings = std::mem::take(&mut session.boot);
     let argv = vec![in_guest(program), path];
     let outcome = session.run("demo", argv, DEMO_LIMIT, &mut |line| println!("{line}"))?;
@@ -126,10 +126,10 @@ pub fn shell(ctx: &Context) -> Result<()> {
     let folder = socket_folder()?;
     let logs = ctx.results().join("shell");
     std::fs::create_dir_all(&logs)?;
-    let models = Models::start(&programs, ctx.mode, folder.path(), &logs)?;
+    let models = Models::start(&programs, ctx.setup.mode, folder.path(), &logs)?;
     let guest = Guest {
         accel: Accel::choose(ctx, &kernel.image)?,
-        topology: ctx.topology,
+        topology: ctx.setup.topology,
         initrd: initrd::build(ctx, &kernel, &programs)?,
         image: kernel.image,
         memory: MEMORY,

@@ -171,11 +171,18 @@ impl Guest {
         let mut push = |words: &[&str]| args.extend(words.iter().map(|w| (*w).to_owned()));
         // The models map the guest's memory: it has to be a shared file.
         let memory = format!("memory-backend-memfd,id=ram,size={}M,share=on", self.memory);
-        push(&["-machine", "q35,memory-backend=ram", "-object", &memory]);
+        let iommu = self.topology == Topology::Iommu;
+        // KVM's own interrupt controller cannot remap.
+        let machine = match self.accel {
+            Accel::Kvm if iommu => "q35,memory-backend=ram,kernel-irqchip=split",
+            Accel::Kvm | Accel::Tcg => "q35,memory-backend=ram",
+        };
+        push(&["-machine", machine, "-object", &memory]);
         match self.accel {
-            Accel::Kvm => push(&["-accel", "kvm", "-cpu", "host"]),
-            Accel::Tcg => push(&["-accel", "tcg,thread=multi", "-cpu", "EPYC"]),
+            Accel::Kvm => push(&["-accel", "kvm"]),
+            Accel::Tcg => push(&["-accel", "tcg,thread=multi"]),
         }
+        push(&["-cpu", self.processor()]);
         push(&["-smp", "2", "-nodefaults", "-display", "none", "-no-reboot"]);
         match self.console {
             Console::Output => push(&["-serial", "stdio"]),
@@ -190,7 +197,10 @@ impl Guest {
             push(&["-qmp", &socket]);
         }
         let append = format!(
-            "console=ttyS0 panic=-1 printk.devkmsg=on {}",
+            "console=ttyS0 panic=-1 printk.devkmsg=on {}={}{} {}",
+            p2p_init::TOPOLOGY_PARAMETER,
+            self.topology.name(),
+            if iommu { " intel_iommu=on" } else { "" },
             self.parameters
         );
         push(&[
@@ -209,6 +219,17 @@ impl Guest {
                     push(&["-device", &port]);
                 }
             }
+            Topology::Bridge | Topology::Iommu | Topology::None => {
+                if iommu {
+                    // With caching mode QEMU sees mappings as they are made, and tells
+                    // the models, which reach guest memory through them.
+                    push(&["-device", "intel-iommu,caching-mode=on"]);
+                }
+                for (i, _) in self.devices.iter().enumerate() {
+                    let port = format!("pcie-root-port,id=port{i},chassis={0},slot={0}", i + 1);
+                    push(&["-device", &port]);
+                }
+            }
         }
         for device in &self.devices {
             if let Some(device) = self.device(&device.name) {
@@ -216,6 +237,18 @@ impl Guest {
             }
         }
         args
+    }
+}
+
+impl Guest {
+    /// The kernel trusts the host bridge of an AMD processor to forward from one root
+    /// port to another, and that of our machine with an Intel one not.
+    fn processor(&self) -> &'static str {
+        match (self.topology, self.accel) {
+            (Topology::Switch, Accel::Kvm) => "host",
+            (Topology::Switch | Topology::Bridge | Topology::Iommu, _) => "EPYC",
+            (Topology::None, _) => "Nehalem",
+        }
     }
 }
 
@@ -277,12 +310,41 @@ mod tests {
         }
     }
 
+    fn line(topology: Topology) -> String {
+        let guest = Guest {
+            topology,
+            ..Guest::sample()
+        };
+        guest.line()
+    }
+
     #[test]
     fn each_device_has_a_port() {
-        let line = Guest::sample().line();
-        assert!(line.contains("xio3130-downstream,id=port1,bus=up,chassis=3"));
-        assert!(line.contains(r#""bus":"port1""#) && line.contains(r#""path":"/s1""#));
-        assert!(line.contains("'console=ttyS0 panic=-1 printk.devkmsg=on p2p.mode=agent'"));
-        assert!(line.contains("-qmp unix:/q,server=on,wait=off"));
+        let switch = line(Topology::Switch);
+        assert!(switch.contains("xio3130-downstream,id=port1,bus=up,chassis=3"));
+        for topology in [Topology::Bridge, Topology::Iommu, Topology::None] {
+            let bridge = line(topology);
+            assert!(bridge.contains("pcie-root-port,id=port1,chassis=2,slot=2"));
+            assert!(!bridge.contains("xio3130"));
+        }
+        for topology in Topology::ALL {
+            let line = line(topology);
+            assert!(line.contains(r#""bus":"port1""#) && line.contains(r#""path":"/s1""#));
+            assert!(line.contains("-qmp unix:/q,server=on,wait=off"));
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_told_the_topology() {
+        let switch =
+            "'console=ttyS0 panic=-1 printk.devkmsg=on p2p.topology=switch p2p.mode=agent'";
+        assert!(line(Topology::Switch).contains(switch));
+        let iommu = "p2p.topology=iommu intel_iommu=on p2p.mode=agent'";
+        assert!(line(Topology::Iommu).contains(iommu));
+        for topology in Topology::ALL {
+            let iommu = topology == Topology::Iommu;
+            assert_eq!(line(topology).contains("intel_iommu=on"), iommu);
+            assert_eq!(line(topology).contains("-device intel-iommu"), iommu);
+        }
     }
 }

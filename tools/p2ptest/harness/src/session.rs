@@ -16,7 +16,7 @@ use p2p_init::{Report, Request, Status};
 use tempfile::TempDir;
 
 use crate::cargo::Programs;
-use crate::context::{Context, Mode};
+use crate::context::{Context, Setup};
 use crate::host;
 use crate::models::Models;
 use crate::qemu::{Accel, Console, Guest};
@@ -104,17 +104,17 @@ impl Session {
     /// # Errors
     ///
     /// When the guest does not come up; the console's end is in the message.
-    pub fn start(parts: &Parts<'_>, mode: Mode, name: &str, parameters: &str) -> Result<Self> {
+    pub fn start(parts: &Parts<'_>, setup: Setup, name: &str, parameters: &str) -> Result<Self> {
         let folder = socket_folder()?;
         let results = parts.ctx.results().join(name);
         fs::create_dir_all(&results)?;
-        let models = Models::start(parts.programs, mode, folder.path(), &results)?;
+        let models = Models::start(parts.programs, setup.mode, folder.path(), &results)?;
         let agent_path = folder.path().join("agent");
         let listener = UnixListener::bind(&agent_path)?;
         let qmp_path = folder.path().join("qmp");
         let guest = Guest {
             accel: parts.accel,
-            topology: parts.ctx.topology,
+            topology: setup.topology,
             image: parts.image.clone(),
             initrd: parts.initrd.clone(),
             memory: parts.memory,

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::Result;
 
 use crate::cargo;
-use crate::context::Context;
+use crate::context::{Context, Setup};
 use crate::initrd;
 use crate::kernel;
 use crate::qemu::Accel;
@@ -31,9 +31,7 @@ struct Plan {
 
 impl Plan {
     fn new(ctx: &Context, filter: &Filter) -> Result<Self> {
-        let may_boot = ["kunit/", "mapped/", "trapped/"]
-            .iter()
-            .any(|p| filter.may_take(p));
+        let may_boot = boot_prefixes().iter().any(|p| filter.may_take(p));
         let mut checks = if filter.may_take(checks::PREFIX) {
             checks::list(ctx)?
         } else {
@@ -79,12 +77,16 @@ impl Plan {
     }
 
     fn boots(&self) -> bool {
-        self.ids.iter().any(|id| {
-            ["kunit/", "mapped/", "trapped/"]
-                .iter()
-                .any(|p| id.starts_with(p))
-        })
+        let prefixes = boot_prefixes();
+        let boots = |id: &String| prefixes.iter().any(|p| id.starts_with(p));
+        self.ids.iter().any(boots)
     }
+}
+
+/// How the ids of tests that need a guest begin.
+fn boot_prefixes() -> Vec<String> {
+    let guests = Setup::all().map(|setup| format!("{}/", setup.name()));
+    guests.chain([kunit::PREFIX.to_owned()]).collect()
 }
 
 /// Prints the ids of the chosen tests.

@@ -11,6 +11,7 @@ use p2pguest::nic::ACCESS_ALL;
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{Registered, Rig, request};
 use p2pguest::sys::uapi::*;
+use p2pguest::topology::Topology;
 use p2pguest::{must, refused, subtests};
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -57,6 +58,11 @@ const SUBTESTS: &[Subtest] = subtests![
     query_all_devices,
     /// What the query promised, the mapping keeps.
     query_agrees_with_mapping,
+    /// The query tells the route that the machine has.
+    query_route_of_the_topology,
+    /// A peer gets the aperture where there is a route, else system memory, which
+    /// is counted; the bytes are right either way.
+    peer_gets_what_the_route_allows,
 ];
 
 fn main() -> ExitCode {
@@ -463,4 +469,54 @@ fn query_agrees_with_mapping() {
         assert_eq!(after.peer_read_bytes, before.peer_read_bytes);
         assert_eq!(after.ram_read_bytes - before.ram_read_bytes, 4096);
     }
+}
+
+fn query_route_of_the_topology() {
+    let rig = Rig::open();
+    let topology = Topology::current();
+    for gpu in &rig.gpu {
+        let bo = flagged(gpu, 1);
+        let peers = rig.nic.iter().map(|nic| nic.pci());
+        let others = rig.gpu.iter().map(Gpu::pci).filter(|pci| *pci != gpu.pci());
+        for peer in peers.chain(others) {
+            let answer = bo.query(peer);
+            assert_eq!(answer.route, topology.route(), "{peer} in {topology:?}");
+        }
+    }
+}
+
+fn peer_gets_what_the_route_allows() {
+    let rig = Rig::open();
+    let size = rig.bulk_size();
+    let (source, target) = (
+        rig.register(0, size, Placement::Vram),
+        rig.register(1, size, Placement::Vram),
+    );
+    source.bo.fill(Pattern(5));
+    let before = rig.nic.each_ref().map(|nic| nic.query());
+    rig.connect(4).write(&source.region, &target.region);
+    let after = rig.nic.each_ref().map(|nic| nic.query());
+    target.bo.assert_holds(Pattern(5));
+    let route = Topology::current().has_route();
+    for end in [&source, &target] {
+        let info = end.bo.info();
+        let (maps, placement) = match route {
+            true => ((1, 0), P2PGPU_PLACEMENT_VRAM),
+            false => ((0, 1), P2PGPU_PLACEMENT_SYSTEM),
+        };
+        assert_eq!((info.peer_maps, info.system_maps), maps);
+        assert_eq!(info.placement, placement);
+    }
+    let moved = [
+        after[0].peer_read_bytes - before[0].peer_read_bytes,
+        after[1].peer_write_bytes - before[1].peer_write_bytes,
+        after[0].ram_read_bytes - before[0].ram_read_bytes,
+        after[1].ram_write_bytes - before[1].ram_write_bytes,
+    ];
+    let (peer, ram) = if route { (size, 0) } else { (0, size) };
+    assert_eq!(
+        moved,
+        [peer, peer, ram, ram],
+        "bytes through BARs, and of memory"
+    );
 }

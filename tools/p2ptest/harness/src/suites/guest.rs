@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The tests that run in a guest, in both aperture modes: "mapped/p2p_gem@subtest".
+//! The tests that run in a guest, in both aperture modes: "mapped/p2p_gem@subtest"
+//! behind a switch, "iommu-mapped/p2p_nic@subtest" in another topology.
 //! A guest that dies takes one test with it; the others go on in a fresh one.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use anyhow::{Result, ensure};
 use p2p_init::Status;
 
 use crate::cargo::Programs;
-use crate::context::Mode;
+use crate::context::{Setup, Topology};
 use crate::initrd::in_guest;
 use crate::results::{Outcome, Results, Verdict};
 use crate::select::Filter;
@@ -28,10 +29,19 @@ const MAX_DEAD_BOOTS: usize = 2;
 const EXIT_SKIP: i32 = 77;
 const EXIT_FAIL: i32 = 98;
 
-/// One subtest in one mode.
+/// The programs whose subject depends on the route between devices. The others see the
+/// same in all topologies, and run behind the switch only.
+const ROUTED: [&str; 3] = ["p2p_export", "p2p_invalidate", "p2p_nic"];
+
+fn runs_in(program: &Path, topology: Topology) -> bool {
+    let routed = || ROUTED.iter().any(|name| program.ends_with(name));
+    topology == Topology::Switch || routed()
+}
+
+/// One subtest in one setup.
 #[derive(Debug, Clone)]
 pub struct Case {
-    mode: Mode,
+    setup: Setup,
     program: PathBuf,
     subtest: String,
 }
@@ -44,18 +54,18 @@ impl Case {
             .file_name()
             .unwrap_or_default()
             .to_string_lossy();
-        format!("{}/{program}@{}", self.mode.name(), self.subtest)
+        format!("{}/{program}@{}", self.setup.name(), self.subtest)
     }
 }
 
-/// The boot of a mode's guests is a test itself: drivers loaded, nothing in the log.
-fn boot_id(mode: Mode) -> String {
-    format!("{}/boot@clean", mode.name())
+/// The boot of a setup's guests is a test itself: drivers loaded, nothing in the log.
+fn boot_id(setup: Setup) -> String {
+    format!("{}/boot@clean", setup.name())
 }
 
 /// Powering off after the tests is one too.
-fn end_id(mode: Mode) -> String {
-    format!("{}/boot@ends", mode.name())
+fn end_id(setup: Setup) -> String {
+    format!("{}/boot@ends", setup.name())
 }
 
 /// Asks the test programs, outside any guest, for their subtests.
@@ -65,20 +75,26 @@ fn end_id(mode: Mode) -> String {
 /// When one of them fails to tell.
 pub fn list(programs: &Programs) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
-    for mode in Mode::ALL {
-        for program in &programs.tests {
-            let mut command = Command::new(program);
-            command.arg("--list-subtests");
-            let listed = stop::capture(&mut command, LIST_LIMIT)?;
-            ensure!(listed.status.success(), "{command:?}: {}", listed.status);
-            for subtest in listed.lines.iter().map(|line| line.trim()) {
-                if !subtest.is_empty() {
-                    cases.push(Case {
-                        mode,
-                        program: program.clone(),
-                        subtest: subtest.to_owned(),
-                    });
-                }
+    let mut subtests = Vec::new();
+    for program in &programs.tests {
+        let mut command = Command::new(program);
+        command.arg("--list-subtests");
+        let listed = stop::capture(&mut command, LIST_LIMIT)?;
+        ensure!(listed.status.success(), "{command:?}: {}", listed.status);
+        for subtest in listed.lines.iter().map(|line| line.trim()) {
+            if !subtest.is_empty() {
+                subtests.push((program, subtest.to_owned()));
+            }
+        }
+    }
+    for setup in Setup::all() {
+        for (program, subtest) in &subtests {
+            if runs_in(program, setup.topology) {
+                cases.push(Case {
+                    setup,
+                    program: program.to_path_buf(),
+                    subtest: subtest.clone(),
+                });
             }
         }
     }
@@ -88,39 +104,39 @@ pub fn list(programs: &Programs) -> Result<Vec<Case>> {
 /// The chosen cases, and the ids of all results they lead to: those of the guests
 /// that they need as well.
 pub fn choose(cases: Vec<Case>, filter: &Filter) -> (Vec<Case>, Vec<String>) {
-    let boots = |mode| [boot_id(mode), end_id(mode)];
+    let boots = |setup| [boot_id(setup), end_id(setup)];
     let chosen: Vec<Case> = cases
         .into_iter()
         .filter(|case| filter.takes(&case.id()))
         .collect();
     let mut ids: Vec<String> = chosen.iter().map(Case::id).collect();
-    for mode in Mode::ALL {
-        let needed = chosen.iter().any(|case| case.mode == mode);
-        if needed || boots(mode).iter().any(|id| filter.takes(id)) {
-            ids.extend(boots(mode));
+    for setup in Setup::all() {
+        let needed = chosen.iter().any(|case| case.setup == setup);
+        if needed || boots(setup).iter().any(|id| filter.takes(id)) {
+            ids.extend(boots(setup));
         }
     }
     (chosen, ids)
 }
 
-/// Runs the chosen cases, mode by mode.
+/// Runs the chosen cases, setup by setup.
 ///
 /// # Errors
 ///
 /// When the user stops the run, or a report cannot be written.
 pub fn run<W: Write>(parts: &Parts<'_>, cases: &[Case], results: &mut Results<W>) -> Result<()> {
-    for mode in Mode::ALL {
-        if results.wants(&boot_id(mode)) {
-            let cases = cases.iter().filter(|case| case.mode == mode).collect();
-            run_mode(parts, mode, cases, results)?;
+    for setup in Setup::all() {
+        if results.wants(&boot_id(setup)) {
+            let cases = cases.iter().filter(|case| case.setup == setup).collect();
+            run_setup(parts, setup, cases, results)?;
         }
     }
     Ok(())
 }
 
-fn run_mode<W: Write>(
+fn run_setup<W: Write>(
     parts: &Parts<'_>,
-    mode: Mode,
+    setup: Setup,
     cases: Vec<&Case>,
     results: &mut Results<W>,
 ) -> Result<()> {
@@ -129,8 +145,8 @@ fn run_mode<W: Write>(
     let mut dead = 0;
     loop {
         boots += 1;
-        let name = format!("{}-{boots}", mode.name());
-        let mut session = match Session::start(parts, mode, &name, "kunit.enable=0") {
+        let name = format!("{}-{boots}", setup.name());
+        let mut session = match Session::start(parts, setup, &name, "kunit.enable=0") {
             Ok(session) => session,
             Err(e) => {
                 stop::check()?;
@@ -139,7 +155,7 @@ fn run_mode<W: Write>(
                 if dead < MAX_DEAD_BOOTS {
                     continue;
                 }
-                for id in [boot_id(mode), end_id(mode)]
+                for id in [boot_id(setup), end_id(setup)]
                     .into_iter()
                     .chain(left.map(Case::id))
                 {
@@ -158,7 +174,7 @@ fn run_mode<W: Write>(
             false => Verdict::Fail(session.boot.join("\n")),
         };
         results
-            .add(Outcome::new(boot_id(mode), verdict, Duration::ZERO).command(&session.command))?;
+            .add(Outcome::new(boot_id(setup), verdict, Duration::ZERO).command(&session.command))?;
 
         let mut died = false;
         for case in left.by_ref() {
@@ -176,13 +192,13 @@ fn run_mode<W: Write>(
                 true => Verdict::Pass,
                 false => Verdict::Fail(findings.join("\n")),
             };
-            results.add(Outcome::new(end_id(mode), verdict, Duration::ZERO).command(&command))?;
+            results.add(Outcome::new(end_id(setup), verdict, Duration::ZERO).command(&command))?;
             return Ok(());
         }
         if left.len() == 0 {
             let why = "the last test's guest died before".to_owned();
             results.add(Outcome::new(
-                end_id(mode),
+                end_id(setup),
                 Verdict::Skip(why),
                 Duration::ZERO,
             ))?;
@@ -239,6 +255,7 @@ fn verdict(outcome: &session::Outcome) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::Mode;
 
     fn outcome(end: End, findings: &[&str]) -> session::Outcome {
         session::Outcome {
@@ -275,7 +292,10 @@ mod tests {
     #[test]
     fn a_chosen_test_brings_its_boot() {
         let case = |mode, subtest: &str| Case {
-            mode,
+            setup: Setup {
+                topology: Topology::Switch,
+                mode,
+            },
             program: "/b/p2p_gem".into(),
             subtest: subtest.into(),
         };

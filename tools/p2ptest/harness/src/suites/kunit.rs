@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use p2p_init::Status;
 
-use crate::context::Mode;
+use crate::context::{Mode, Setup, Topology};
 use crate::kernel::overlay::new_paths;
 use crate::ktap;
 use crate::results::{Outcome, Results, Verdict};
@@ -81,7 +81,11 @@ pub fn run<W: Write>(parts: &Parts<'_>, wanted: &[String], results: &mut Results
     }
     let glob = common_glob(wanted);
     let parameters = format!("kunit.enable=1 kunit.autorun=1 kunit.filter_glob={glob}");
-    let mut session = match Session::start(parts, Mode::Mapped, "kunit", &parameters) {
+    let setup = Setup {
+        topology: Topology::Switch,
+        mode: Mode::Mapped,
+    };
+    let mut session = match Session::start(parts, setup, "kunit", &parameters) {
         Ok(session) => session,
         Err(e) => {
             crate::stop::check()?;
