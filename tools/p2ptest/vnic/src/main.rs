@@ -82,13 +82,14 @@ fn main() -> anyhow::Result<()> {
         nic.wire(mode.clone())
             .with_context(|| format!("wire {mode:?}"))?;
     }
-    let remove = stop.clone();
+    let (remove, bus) = (stop.clone(), server.bus());
     let _control = options
         .control
         .map(|path| {
             Control::serve(
                 &path,
                 Arc::clone(nic.shared()),
+                bus,
                 Arc::new(move || remove.disconnect()),
             )
             .with_context(|| format!("control socket {}", path.display()))

@@ -100,6 +100,11 @@ impl SegmentMap {
         pieces
     }
 
+    /// Address and length of each segment.
+    pub fn ranges(&self) -> Vec<(u64, u64)> {
+        self.segments.iter().map(|s| (s.addr, s.len)).collect()
+    }
+
     fn len(&self) -> usize {
         self.segments.len()
     }
