@@ -17,6 +17,7 @@ use crate::{
         SLOT_SIZE, //
     },
     slots::{
+        Class,
         Counts,
         PageName,
         Released,
@@ -82,7 +83,7 @@ impl Aperture {
 
     /// Slots that a peer could be given now.
     pub(crate) fn available(&self) -> u32 {
-        self.slots.lock().available()
+        self.slots.lock().available(Class::Lent)
     }
 
     /// Slots by state.
@@ -167,13 +168,13 @@ impl Aperture {
         let found = (|| {
             for index in 0..vram.count() {
                 let slot = vram.hint(index);
-                if slots.hold(slot, names.of(index)?) {
+                if slots.hold(slot, names.of(index)?, Class::Lent) {
                     held.push(slot, GFP_KERNEL)?;
                 } else {
                     missing.push(index, GFP_KERNEL)?;
                 }
             }
-            if u32::try_from(missing.len())? > slots.available() {
+            if u32::try_from(missing.len())? > slots.available(Class::Lent) {
                 return Err(ENOSPC);
             }
             self.show_all(dev, gpu, &mut slots, (names, vram), &missing)
@@ -190,7 +191,7 @@ impl Aperture {
         for index in 0..vram.count() {
             let slot = vram.hint(index);
             if missing.binary_search(&index).is_ok() {
-                slots.hold(slot, names.of(index)?);
+                slots.hold(slot, names.of(index)?, Class::Lent);
             }
             held.push(slot, GFP_KERNEL)?;
         }

@@ -131,7 +131,7 @@ fn resources(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt:
             dev.aperture.total() - counts.free as usize
         )?;
         writeln!(f, "slots_idle {}", counts.idle)?;
-        writeln!(f, "slots_peer {}", counts.peers)?;
+        writeln!(f, "slots_peer {}", counts.held)?;
         writeln!(f, "slots_draining {}", counts.draining)?;
         writeln!(f, "vram_used {}", dev.vram.size() - dev.vram.free())
     })

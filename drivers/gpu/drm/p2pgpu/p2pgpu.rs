@@ -24,6 +24,7 @@ mod migrate;
 mod peer;
 mod regs;
 mod ring;
+#[allow(dead_code, reason = "reservations use the promises")]
 mod slots;
 mod vram;
 

@@ -17,6 +17,11 @@
 //! (CPUs may map it); it can be taken from its page at any time, the coldest first. A *draining*
 //! slot no longer belongs to its page, but peers may still use it.
 //!
+//! Slots can be *promised*: an object that is reserved or pinned is promised as many as it has
+//! pages. Slots that peers of other objects hold are *lent*: their peers can be told to let go.
+//! All that is promised, lent or draining fits in the aperture together, so that a promised object
+//! can always be shown from free and idle slots: nobody has to be asked or waited for.
+//!
 //! Pages are named by a number that is unique in the device: the place of the page in the offset
 //! space of its CPU mappings. This file is compiled on the host too, for property tests.
 
@@ -30,6 +35,15 @@ pub(crate) type PageName = u32;
 
 /// No slot: the end of a list.
 const NONE: SlotId = u32::MAX;
+
+/// What a slot that peers hold counts as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Class {
+    /// Of an object that is not promised: its peers can be told to let go.
+    Lent,
+    /// Of an object that is promised: part of its promise.
+    Promised,
+}
 
 /// The state of one slot. A slot of a list holds its neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +61,7 @@ pub(crate) enum Slot {
     Peers {
         page: PageName,
         peers: u32,
+        class: Class,
     },
     Draining {
         peers: u32,
@@ -76,8 +91,22 @@ impl List {
 pub(crate) struct Counts {
     pub(crate) free: u32,
     pub(crate) idle: u32,
-    pub(crate) peers: u32,
+    /// Slots that peers hold, lent or promised.
+    pub(crate) held: u32,
+    /// Those of them that are lent.
+    pub(crate) lent: u32,
     pub(crate) draining: u32,
+    /// Pages of the promised objects, shown or not: no state of a slot.
+    pub(crate) promised: u32,
+}
+
+/// Why pages cannot be promised slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoPromise {
+    /// The promises alone do not fit.
+    TooMuch,
+    /// So many lent or draining slots have to be let go of first.
+    InTheWay(u32),
 }
 
 /// What a slot that was taken showed.
@@ -154,9 +183,98 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
         }
     }
 
-    /// Slots that can be taken.
-    pub(crate) fn available(&self) -> u32 {
-        self.free.len.saturating_add(self.idle.len)
+    /// Slots that can be taken and then held as `class`. CPU mappings need what promised peers
+    /// need: slots that can be taken.
+    pub(crate) fn available(&self, class: Class) -> u32 {
+        let takable = self.free.len.saturating_add(self.idle.len);
+        match class {
+            Class::Lent => takable.min(self.unpromised()),
+            Class::Promised => takable,
+        }
+    }
+
+    /// Slots that are not promised, lent or draining.
+    fn unpromised(&self) -> u32 {
+        let counts = &self.counts;
+        [counts.promised, counts.lent, counts.draining]
+            .into_iter()
+            .fold(self.count(), u32::saturating_sub)
+    }
+
+    fn count(&self) -> u32 {
+        // `new` has checked that it fits.
+        u32::try_from(self.slots.len()).unwrap_or(0)
+    }
+
+    /// Whether the promises allow `more` lent slots.
+    ///
+    /// These are slots that no peer holds yet: idle ones of the page count too.
+    pub(crate) fn may_lend(&self, more: u32) -> bool {
+        more <= self.unpromised()
+    }
+
+    /// Whether the promises allow that `more` promised slots, which peers hold, are released: they
+    /// drain while the object that they belonged to needs others.
+    ///
+    /// An object that loses its promise first, or is not promised, can always release its slots.
+    pub(crate) fn may_drain(&self, more: u32) -> bool {
+        more <= self.unpromised()
+    }
+
+    /// Promises slots to an object of `pages` pages.
+    ///
+    /// If peers hold slots of it already, [`Slots::reclass`] those first, and back if this fails:
+    /// they are part of the promise, and not in its way.
+    pub(crate) fn promise(&mut self, pages: u32) -> Result<(), NoPromise> {
+        let promised = self
+            .counts
+            .promised
+            .checked_add(pages)
+            .filter(|&promised| promised <= self.count())
+            .ok_or(NoPromise::TooMuch)?;
+        let short = pages.saturating_sub(self.unpromised());
+        if short != 0 {
+            return Err(NoPromise::InTheWay(short));
+        }
+        self.counts.promised = promised;
+        Ok(())
+    }
+
+    /// Takes a promise to an object of `pages` pages back. The slots of it that peers hold become
+    /// lent: [`Slots::reclass`] them next, which always fits.
+    pub(crate) fn unpromise(&mut self, pages: u32) {
+        self.counts.promised = self.counts.promised.saturating_sub(pages);
+    }
+
+    /// A slot that peers hold, and that shows `page`, counts as `class` from now on: its object was
+    /// given, or has lost, a promise.
+    pub(crate) fn reclass(&mut self, id: SlotId, page: PageName, class: Class) {
+        match self.get(id) {
+            Some(Slot::Peers {
+                page: shown,
+                peers,
+                class: old,
+            }) if shown == page => {
+                self.uncount_held(old);
+                self.count_held(class);
+                self.set(id, Slot::Peers { page, peers, class });
+            }
+            _ => {}
+        }
+    }
+
+    fn count_held(&mut self, class: Class) {
+        self.counts.held += 1;
+        if class == Class::Lent {
+            self.counts.lent += 1;
+        }
+    }
+
+    fn uncount_held(&mut self, class: Class) {
+        self.counts.held -= 1;
+        if class == Class::Lent {
+            self.counts.lent -= 1;
+        }
     }
 
     /// The page that the slot shows, if it still belongs to it.
@@ -190,6 +308,18 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
         let page = self.page(id)?;
         self.unlink(id);
         Some(Took::Idle(id, page))
+    }
+
+    /// Takes `count` slots, the free ones first, then idle ones, the coldest first, and passes each
+    /// on. Returns how many there were to take.
+    pub(crate) fn take_many(&mut self, count: u32, mut each: impl FnMut(Took)) -> u32 {
+        for taken in 0..count {
+            match self.take() {
+                Some(took) => each(took),
+                None => return taken,
+            }
+        }
+        count
     }
 
     /// Takes `count` adjacent free slots, if there are such, and returns the first.
@@ -241,24 +371,31 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
         }
     }
 
-    /// A peer holds the slot, which shows `page`; `false` if it does not.
-    pub(crate) fn hold(&mut self, id: SlotId, page: PageName) -> bool {
+    /// A peer holds the slot, which shows `page`; `false` if it does not, or if it would be lent
+    /// and the promises do not allow it. A slot that peers hold already keeps its class.
+    pub(crate) fn hold(&mut self, id: SlotId, page: PageName, class: Class) -> bool {
         match self.get(id) {
             Some(Slot::Idle { page: shown, .. }) if shown == page => {
+                if class == Class::Lent && !self.may_lend(1) {
+                    return false;
+                }
                 self.unlink(id);
-                self.set(id, Slot::Peers { page, peers: 1 });
-                self.counts.peers += 1;
+                let peers = 1;
+                self.set(id, Slot::Peers { page, peers, class });
+                self.count_held(class);
                 true
             }
-            Some(Slot::Peers { page: shown, peers }) if shown == page => {
-                match peers.checked_add(1) {
-                    Some(peers) => {
-                        self.set(id, Slot::Peers { page, peers });
-                        true
-                    }
-                    None => false,
+            Some(Slot::Peers {
+                page: shown,
+                peers,
+                class,
+            }) if shown == page => match peers.checked_add(1) {
+                Some(peers) => {
+                    self.set(id, Slot::Peers { page, peers, class });
+                    true
                 }
-            }
+                None => false,
+            },
             _ => false,
         }
     }
@@ -266,18 +403,17 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
     /// A peer lets go.
     pub(crate) fn unhold(&mut self, id: SlotId) -> Released {
         match self.get(id) {
-            Some(Slot::Peers { page, peers: 1 }) => {
-                self.counts.peers -= 1;
+            Some(Slot::Peers {
+                page,
+                peers: 1,
+                class,
+            }) => {
+                self.uncount_held(class);
                 self.link_idle(id, page);
             }
-            Some(Slot::Peers { page, peers }) => {
-                self.set(
-                    id,
-                    Slot::Peers {
-                        page,
-                        peers: peers - 1,
-                    },
-                );
+            Some(Slot::Peers { page, peers, class }) => {
+                let peers = peers - 1;
+                self.set(id, Slot::Peers { page, peers, class });
             }
             Some(Slot::Draining { peers: 1 }) => {
                 self.counts.draining -= 1;
@@ -291,14 +427,20 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
     }
 
     /// The page leaves VRAM, or ends: it lets go of the slot, if the slot shows it.
+    ///
+    /// For promised slots that peers hold, ask [`Slots::may_drain`] first.
     pub(crate) fn release(&mut self, id: SlotId, page: PageName) -> Released {
         match self.get(id) {
             Some(Slot::Idle { page: shown, .. }) if shown == page => {
                 self.unlink(id);
                 Released::Taken
             }
-            Some(Slot::Peers { page: shown, peers }) if shown == page => {
-                self.counts.peers -= 1;
+            Some(Slot::Peers {
+                page: shown,
+                peers,
+                class,
+            }) if shown == page => {
+                self.uncount_held(class);
                 self.counts.draining += 1;
                 self.set(id, Slot::Draining { peers });
                 Released::Kept

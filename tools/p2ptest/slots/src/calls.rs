@@ -7,17 +7,25 @@ use std::collections::{HashSet, VecDeque};
 use proptest::prelude::*;
 
 use crate::model::{Call, Model, State};
-use crate::slots::{Released, Slot, Slots, Took};
+use crate::slots::{Class, NoPromise, Released, Slot, Slots, Took};
 
 /// Slots whose storage held something before.
 fn slots(count: u32) -> Slots<Vec<Slot>> {
-    let garbage = Slot::Peers { page: 7, peers: 9 };
+    let garbage = Slot::Peers {
+        page: 7,
+        peers: 9,
+        class: Class::Lent,
+    };
     Slots::new(vec![garbage; count as usize]).unwrap()
 }
 
 /// A number below `count`, just past it, or absurd.
 fn number(count: u32) -> impl Strategy<Value = u32> {
     prop_oneof![12 => 0..count.max(1), 1 => count..count + 2, 1 => Just(u32::MAX)]
+}
+
+fn class() -> impl Strategy<Value = Class> {
+    prop_oneof![Just(Class::Lent), Just(Class::Promised)]
 }
 
 fn call(count: u32) -> impl Strategy<Value = Call> {
@@ -28,10 +36,15 @@ fn call(count: u32) -> impl Strategy<Value = Call> {
         2 => number(4).prop_map(Call::TakeRun),
         4 => (slot(), page()).prop_map(|(id, page)| Call::Install(id, page)),
         3 => slot().prop_map(Call::GiveBack),
-        4 => (slot(), page()).prop_map(|(id, page)| Call::Hold(id, page)),
+        1 => number(4).prop_map(Call::TakeMany),
+        4 => (slot(), page(), class()).prop_map(|(id, page, class)| Call::Hold(id, page, class)),
         3 => slot().prop_map(Call::Unhold),
         2 => (slot(), page()).prop_map(|(id, page)| Call::Release(id, page)),
         1 => (slot(), page()).prop_map(|(id, page)| Call::Touch(id, page)),
+        1 => number(count).prop_map(Call::Promise),
+        1 => number(count).prop_map(Call::Unpromise),
+        1 => (slot(), page(), class())
+            .prop_map(|(id, page, class)| Call::Reclass(id, page, class)),
     ]
 }
 
@@ -54,13 +67,26 @@ proptest! {
 /// All calls with arguments up to one past the ends.
 fn all_calls(count: u32, pages: u32) -> Vec<Call> {
     let mut calls = vec![Call::Take];
-    calls.extend((0..=count + 1).map(Call::TakeRun));
+    for number in 0..=count + 1 {
+        calls.extend(
+            [
+                Call::TakeRun,
+                Call::TakeMany,
+                Call::Promise,
+                Call::Unpromise,
+            ]
+            .map(|call| call(number)),
+        );
+    }
     for id in 0..=count {
         calls.extend([Call::GiveBack(id), Call::Unhold(id)]);
         for page in 0..pages {
             calls.extend([
                 Call::Install(id, page),
-                Call::Hold(id, page),
+                Call::Hold(id, page, Class::Lent),
+                Call::Hold(id, page, Class::Promised),
+                Call::Reclass(id, page, Class::Lent),
+                Call::Reclass(id, page, Class::Promised),
                 Call::Release(id, page),
                 Call::Touch(id, page),
             ]);
@@ -86,7 +112,7 @@ fn search(count: u32, pages: u32) -> usize {
             assert_eq!(answer, model.call(call), "{path:?} {call:?}");
             model.assert_same(&real);
             let many = |state: &State| match *state {
-                State::Peers(_, peers) | State::Draining(peers) => peers > 2,
+                State::Peers(_, peers, _) | State::Draining(peers) => peers > 2,
                 _ => false,
             };
             if !model.states.iter().any(many) && seen.insert(model.clone()) {
@@ -102,7 +128,7 @@ fn search(count: u32, pages: u32) -> usize {
 fn every_sequence_on_small_apertures() {
     let states = [(0, 1), (1, 2), (2, 2), (3, 1)].map(|(count, pages)| search(count, pages));
     // A search that misses calls finds fewer states.
-    assert_eq!(states, [1, 10, 210, 1167]);
+    assert_eq!(states, [1, 28, 1206, 9444]);
 }
 
 #[test]
@@ -125,9 +151,9 @@ fn a_slot_drains_until_its_last_peer_goes() {
     let mut slots = slots(1);
     assert_eq!(slots.take(), Some(Took::Free(0)));
     slots.install(0, 5);
-    assert!(slots.hold(0, 5) && slots.hold(0, 5));
+    assert!(slots.hold(0, 5, Class::Lent) && slots.hold(0, 5, Class::Lent));
     assert_eq!(slots.release(0, 5), Released::Kept);
-    assert!(!slots.hold(0, 5));
+    assert!(!slots.hold(0, 5, Class::Lent));
     assert_eq!(slots.unhold(0), Released::Kept);
     assert_eq!(slots.take(), None);
     slots.give_back(0);
@@ -153,4 +179,63 @@ fn runs_follow_each_other_and_wrap() {
     // Slots 7 and 0 are not adjacent, nor 7 and 1.
     assert_eq!(slots.take_run(2), None);
     assert_eq!(slots.take_run(1), Some(7));
+}
+
+/// A slot that shows page `page` and is held.
+fn held(slots: &mut Slots<Vec<Slot>>, page: u32, class: Class) -> u32 {
+    let Some(Took::Free(id)) = slots.take() else {
+        panic!("no slot is free");
+    };
+    slots.install(id, page);
+    assert!(slots.hold(id, page, class));
+    id
+}
+
+#[test]
+fn promised_slots_are_not_lent() {
+    let mut slots = slots(4);
+    assert_eq!(slots.promise(5), Err(NoPromise::TooMuch));
+    assert_eq!(slots.promise(3), Ok(()));
+    assert_eq!(slots.promise(2), Err(NoPromise::TooMuch));
+    assert!(slots.may_lend(1) && !slots.may_lend(2));
+    held(&mut slots, 0, Class::Lent);
+    assert_eq!(slots.available(Class::Lent), 0);
+    assert_eq!(slots.available(Class::Promised), 3);
+    assert_eq!(slots.take(), Some(Took::Free(1)));
+    slots.install(1, 1);
+    assert!(!slots.hold(1, 1, Class::Lent));
+    assert!(slots.hold(1, 1, Class::Promised));
+}
+
+#[test]
+fn lent_and_draining_slots_are_in_the_way_of_a_promise() {
+    let mut slots = slots(3);
+    let first = held(&mut slots, 0, Class::Lent);
+    let second = held(&mut slots, 1, Class::Lent);
+    assert_eq!(slots.promise(3), Err(NoPromise::InTheWay(2)));
+    slots.unhold(first);
+    assert_eq!(slots.promise(3), Err(NoPromise::InTheWay(1)));
+    slots.release(second, 1);
+    assert_eq!(slots.promise(3), Err(NoPromise::InTheWay(1)));
+    slots.unhold(second);
+    assert_eq!(slots.promise(3), Ok(()));
+    assert!(!slots.may_drain(1));
+}
+
+#[test]
+fn an_object_that_is_held_gains_and_loses_its_promise() {
+    let mut slots = slots(2);
+    let ids = [0, 1].map(|page| held(&mut slots, page, Class::Lent));
+    let reclass = |slots: &mut Slots<_>, class| {
+        (0..)
+            .zip(ids)
+            .for_each(|(page, id)| slots.reclass(id, page, class));
+    };
+    reclass(&mut slots, Class::Promised);
+    assert_eq!(slots.promise(2), Ok(()));
+    assert!(!slots.may_lend(1) && !slots.may_drain(1));
+    slots.unpromise(2);
+    reclass(&mut slots, Class::Lent);
+    assert_eq!(slots.counts().lent, 2);
+    assert_eq!(slots.promise(1), Err(NoPromise::InTheWay(1)));
 }

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::slots::{Counts, PageName, Released, Slot, SlotId, Slots, Took};
+use crate::slots::{Class, Counts, NoPromise, PageName, Released, Slot, SlotId, Slots, Took};
 
 /// The state of a slot, without links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,7 +11,7 @@ pub enum State {
     Free,
     Taken,
     Idle(PageName),
-    Peers(PageName, u32),
+    Peers(PageName, u32, Class),
     Draining(u32),
 }
 
@@ -21,7 +21,7 @@ impl From<Slot> for State {
             Slot::Free { .. } => Self::Free,
             Slot::Taken => Self::Taken,
             Slot::Idle { page, .. } => Self::Idle(page),
-            Slot::Peers { page, peers } => Self::Peers(page, peers),
+            Slot::Peers { page, peers, class } => Self::Peers(page, peers, class),
             Slot::Draining { peers } => Self::Draining(peers),
         }
     }
@@ -37,6 +37,8 @@ pub struct Model {
     idle: VecDeque<SlotId>,
     /// Where the search for a run starts.
     cursor: usize,
+    /// Pages promised.
+    promised: u32,
 }
 
 /// One call.
@@ -44,22 +46,28 @@ pub struct Model {
 pub enum Call {
     Take,
     TakeRun(u32),
+    TakeMany(u32),
     Install(SlotId, PageName),
     GiveBack(SlotId),
-    Hold(SlotId, PageName),
+    Hold(SlotId, PageName, Class),
     Unhold(SlotId),
     Release(SlotId, PageName),
     Touch(SlotId, PageName),
+    Promise(u32),
+    Unpromise(u32),
+    Reclass(SlotId, PageName, Class),
 }
 
 /// What a call returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Nothing,
     Took(Option<Took>),
     Run(Option<SlotId>),
+    Many(u32, Vec<Took>),
     Truth(bool),
     Released(Released),
+    Promised(Result<(), NoPromise>),
 }
 
 impl Call {
@@ -76,10 +84,23 @@ impl Call {
                 slots.give_back(id);
                 Answer::Nothing
             }
-            Self::Hold(id, page) => Answer::Truth(slots.hold(id, page)),
+            Self::TakeMany(count) => {
+                let mut taken = Vec::new();
+                Answer::Many(slots.take_many(count, |took| taken.push(took)), taken)
+            }
+            Self::Hold(id, page, class) => Answer::Truth(slots.hold(id, page, class)),
             Self::Unhold(id) => Answer::Released(slots.unhold(id)),
             Self::Release(id, page) => Answer::Released(slots.release(id, page)),
             Self::Touch(id, page) => Answer::Truth(slots.touch(id, page)),
+            Self::Promise(pages) => Answer::Promised(slots.promise(pages)),
+            Self::Unpromise(pages) => {
+                slots.unpromise(pages);
+                Answer::Nothing
+            }
+            Self::Reclass(id, page, class) => {
+                slots.reclass(id, page, class);
+                Answer::Nothing
+            }
         }
     }
 }
@@ -91,6 +112,7 @@ impl Model {
             free: (0..count).collect(),
             idle: VecDeque::new(),
             cursor: 0,
+            promised: 0,
         }
     }
 
@@ -127,19 +149,26 @@ impl Model {
                 }
                 Answer::Nothing
             }
-            Call::Hold(id, page) => {
-                let peers = match self.state(id) {
-                    Some(State::Idle(p)) if p == page => 0,
-                    Some(State::Peers(p, peers)) if p == page => peers,
+            Call::TakeMany(count) => {
+                let taken: Vec<_> = (0..count).map_while(|_| self.take()).collect();
+                Answer::Many(taken.len() as u32, taken)
+            }
+            Call::Hold(id, page, class) => {
+                let lendable = self.promised + self.lent_or_draining() < self.total();
+                let (peers, class) = match self.state(id) {
+                    Some(State::Idle(p)) if p == page && (class == Class::Promised || lendable) => {
+                        (0, class)
+                    }
+                    Some(State::Peers(p, peers, class)) if p == page => (peers, class),
                     _ => return Answer::Truth(false),
                 };
-                self.set(id, State::Peers(page, peers + 1));
+                self.set(id, State::Peers(page, peers + 1, class));
                 Answer::Truth(true)
             }
             Call::Unhold(id) => {
                 let next = match self.state(id) {
-                    Some(State::Peers(page, 1)) => State::Idle(page),
-                    Some(State::Peers(page, peers)) => State::Peers(page, peers - 1),
+                    Some(State::Peers(page, 1, _)) => State::Idle(page),
+                    Some(State::Peers(page, peers, class)) => State::Peers(page, peers - 1, class),
                     Some(State::Draining(1)) => State::Taken,
                     Some(State::Draining(peers)) => State::Draining(peers - 1),
                     _ => return Answer::Released(Released::Kept),
@@ -155,7 +184,7 @@ impl Model {
                     self.set(id, State::Taken);
                     Released::Taken
                 }
-                Some(State::Peers(p, peers)) if p == page => {
+                Some(State::Peers(p, peers, _)) if p == page => {
                     self.set(id, State::Draining(peers));
                     Released::Kept
                 }
@@ -166,9 +195,23 @@ impl Model {
                     self.set(id, State::Idle(page));
                     true
                 }
-                Some(State::Peers(p, _)) => p == page,
+                Some(State::Peers(p, ..)) => p == page,
                 _ => false,
             }),
+            Call::Promise(pages) => Answer::Promised(self.promise(pages)),
+            Call::Unpromise(pages) => {
+                self.promised = self.promised.saturating_sub(pages);
+                Answer::Nothing
+            }
+            Call::Reclass(id, page, class) => {
+                match self.state(id) {
+                    Some(State::Peers(p, peers, _)) if p == page => {
+                        self.set(id, State::Peers(page, peers, class));
+                    }
+                    _ => {}
+                }
+                Answer::Nothing
+            }
         }
     }
 
@@ -198,15 +241,43 @@ impl Model {
         Some(first as SlotId)
     }
 
+    fn total(&self) -> u32 {
+        self.states.len() as u32
+    }
+
+    fn number(&self, want: fn(&State) -> bool) -> u32 {
+        self.states.iter().filter(|&state| want(state)).count() as u32
+    }
+
+    fn lent_or_draining(&self) -> u32 {
+        self.number(|state| matches!(state, State::Peers(_, _, Class::Lent) | State::Draining(_)))
+    }
+
+    fn promise(&mut self, pages: u32) -> Result<(), NoPromise> {
+        // A promise of more pages than there are numbers is too much, too.
+        let promised = self.promised.saturating_add(pages);
+        if promised > self.total() {
+            return Err(NoPromise::TooMuch);
+        }
+        // Promises of nothing always succeed, even where calls in a wrong order broke the promise.
+        let free = self
+            .total()
+            .saturating_sub(self.promised + self.lent_or_draining());
+        if pages > free {
+            return Err(NoPromise::InTheWay(pages - free));
+        }
+        self.promised = promised;
+        Ok(())
+    }
+
     fn counts(&self) -> Counts {
-        let count = |want: fn(&State) -> bool| {
-            u32::try_from(self.states.iter().filter(|&state| want(state)).count()).unwrap()
-        };
         Counts {
-            free: count(|state| matches!(state, State::Free)),
-            idle: count(|state| matches!(state, State::Idle(_))),
-            peers: count(|state| matches!(state, State::Peers(..))),
-            draining: count(|state| matches!(state, State::Draining(_))),
+            free: self.number(|state| matches!(state, State::Free)),
+            idle: self.number(|state| matches!(state, State::Idle(_))),
+            held: self.number(|state| matches!(state, State::Peers(..))),
+            lent: self.number(|state| matches!(state, State::Peers(_, _, Class::Lent))),
+            draining: self.number(|state| matches!(state, State::Draining(_))),
+            promised: self.promised,
         }
     }
 
@@ -221,7 +292,15 @@ impl Model {
         assert_eq!(slots.get(SlotId::MAX), None);
         let counts = self.counts();
         assert_eq!(slots.counts(), counts);
-        assert_eq!(slots.available(), counts.free + counts.idle);
+        let takable = counts.free + counts.idle;
+        let used = counts.promised + counts.lent + counts.draining;
+        let lendable = self.total().saturating_sub(used);
+        assert_eq!(slots.available(Class::Promised), takable);
+        assert_eq!(slots.available(Class::Lent), takable.min(lendable));
+        for more in 0..=self.total() + 1 {
+            assert_eq!(slots.may_lend(more), more <= lendable);
+            assert_eq!(slots.may_drain(more), more <= lendable);
+        }
         assert_links(&found, &self.free, |slot| match slot {
             Slot::Free { prev, next } => Some((prev, next)),
             _ => None,

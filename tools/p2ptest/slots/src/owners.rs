@@ -7,7 +7,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use crate::slots::{PageName, Released, Slot, SlotId, Slots, Took};
+use crate::slots::{Class, PageName, Released, Slot, SlotId, Slots, Took};
 
 /// The objects, each with the names of its pages.
 const OBJECTS: [&[PageName]; 2] = [&[0, 1], &[2]];
@@ -105,7 +105,7 @@ impl Rig {
         let name = page as PageName;
         let mut slot = self.books.hints[page];
         if !self.slots.touch(slot, name) {
-            let available = self.slots.available();
+            let available = self.slots.available(Class::Lent);
             let Some(taken) = self.take() else {
                 assert_eq!(available, 0);
                 return;
@@ -128,8 +128,8 @@ impl Rig {
         let (held, missing): (Vec<_>, Vec<_>) = pages
             .iter()
             .copied()
-            .partition(|&page| self.slots.hold(hint(self, page), page));
-        let enough = missing.len() <= self.slots.available() as usize;
+            .partition(|&page| self.slots.hold(hint(self, page), page, Class::Lent));
+        let enough = missing.len() <= self.slots.available(Class::Lent) as usize;
         if enough {
             let count = missing.len() as u32;
             let run = self.slots.take_run(count);
@@ -158,7 +158,7 @@ impl Rig {
         }
         for &page in &missing {
             self.slots.install(hint(self, page), page);
-            assert!(self.slots.hold(hint(self, page), page));
+            assert!(self.slots.hold(hint(self, page), page, Class::Lent));
         }
         let mapping: Vec<_> = pages.iter().map(|&page| hint(self, page)).collect();
         for (&slot, &page) in mapping.iter().zip(pages) {
@@ -204,7 +204,7 @@ impl Rig {
                 Slot::Taken => panic!("slot {slot} has leaked"),
                 Slot::Free { .. } => (None, 0),
                 Slot::Idle { page, .. } => (Some(page), 1),
-                Slot::Peers { page, peers } => {
+                Slot::Peers { page, peers, .. } => {
                     assert_eq!(peers as usize, users);
                     (Some(page), 2)
                 }
@@ -222,10 +222,7 @@ impl Rig {
             }
         }
         let found = self.slots.counts();
-        assert_eq!(
-            counts,
-            [found.free, found.idle, found.peers, found.draining]
-        );
+        assert_eq!(counts, [found.free, found.idle, found.held, found.draining]);
         for (page, slot) in self.books.cpu.iter().enumerate() {
             if let Some(slot) = *slot {
                 assert!(pages.contains(&(page as PageName)));
@@ -252,7 +249,7 @@ impl Rig {
             Slot::Free { prev, next } => [0, 0, prev, next],
             Slot::Taken => [1, 0, 0, 0],
             Slot::Idle { page, prev, next } => [2, page, prev, next],
-            Slot::Peers { page, peers } => [3, page, peers, 0],
+            Slot::Peers { page, peers, .. } => [3, page, peers, 0],
             Slot::Draining { peers } => [4, 0, peers, 0],
         };
         let ids = 0..self.books.shown.len() as SlotId;
