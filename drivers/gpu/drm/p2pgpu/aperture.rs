@@ -24,6 +24,7 @@ use crate::{
         Slot,
         SlotId,
         Slots,
+        Storage,
         Took, //
     },
     vram::VramPages, //
@@ -45,13 +46,26 @@ use kernel::{
     sync::Mutex, //
 };
 
+/// The tables of the slots are in memory that need not be contiguous.
+pub(crate) struct KernelMemory;
+
+impl Storage for KernelMemory {
+    type Error = Error;
+    const TOO_MANY: Error = EINVAL;
+    type Array<T: Copy> = KVVec<T>;
+
+    fn filled<T: Copy>(value: T, len: usize) -> Result<KVVec<T>> {
+        Ok(KVVec::from_elem(value, len, GFP_KERNEL)?)
+    }
+}
+
 /// The slots of a device.
 #[pin_data]
 pub(crate) struct Aperture {
     /// Held while slots change hands and their entries are flushed, and while page-table entries
     /// of CPU mappings are installed: a slot that is taken has no CPU mapping.
     #[pin]
-    slots: Mutex<Slots<KVVec<Slot>>>,
+    slots: Mutex<Slots<KernelMemory>>,
 }
 
 /// Names of the pages of an object, from that of its first page.
@@ -70,7 +84,7 @@ impl Aperture {
     pub(crate) fn new(count: usize) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             slots <- new_mutex!(
-                Slots::new(KVVec::from_elem(Slot::Taken, count, GFP_KERNEL)?).ok_or(EINVAL)?,
+                Slots::new(u32::try_from(count)?)?,
                 "p2pgpu::aperture::slots"
             ),
         }? Error)
@@ -203,7 +217,7 @@ impl Aperture {
         &self,
         dev: &DrmDevice,
         gpu: &Gpu<'_>,
-        slots: &mut Slots<KVVec<Slot>>,
+        slots: &mut Slots<KernelMemory>,
         (names, vram): (Names, &VramPages),
         missing: &[usize],
     ) -> Result {
@@ -273,7 +287,7 @@ impl Aperture {
 }
 
 /// Takes a slot, from a page that only CPUs map if need be: then they fault again.
-fn take(dev: &DrmDevice, slots: &mut Slots<KVVec<Slot>>) -> Result<SlotId> {
+fn take(dev: &DrmDevice, slots: &mut Slots<KernelMemory>) -> Result<SlotId> {
     match slots.take().ok_or(ENOSPC)? {
         Took::Free(slot) => Ok(slot),
         Took::Idle(slot, name) => {

@@ -194,7 +194,7 @@ fn aperture(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::
         let mut result = Ok(());
         dev.aperture.for_each(|slot| {
             let symbol = match slot {
-                Slot::Free { .. } | Slot::Taken => '.',
+                Slot::Free | Slot::Taken => '.',
                 Slot::Idle { .. } => 'c',
                 Slot::Peers { .. } => 'P',
                 Slot::Draining { .. } => 'd',

@@ -23,18 +23,30 @@
 //! can always be shown from free and idle slots: nobody has to be asked or waited for.
 //!
 //! Pages are named by a number that is unique in the device: the place of the page in the offset
-//! space of its CPU mappings. This file is compiled on the host too, for property tests.
+//! space of its CPU mappings. These files are compiled on the host too, for tests and proofs.
 
 use core::ops::DerefMut;
+
+// The host's crate finds the files by their path only.
+#[path = "slots/cell.rs"]
+mod cell;
+#[path = "slots/free.rs"]
+mod free;
+#[path = "slots/promise.rs"]
+mod promise;
+
+use cell::{
+    Cell,
+    NONE, //
+};
+use free::FreeMap;
+use promise::Promises;
 
 /// Number of a slot, from 0.
 pub(crate) type SlotId = u32;
 
 /// Name of a page.
 pub(crate) type PageName = u32;
-
-/// No slot: the end of a list.
-const NONE: SlotId = u32::MAX;
 
 /// What a slot that peers hold counts as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,13 +57,10 @@ pub(crate) enum Class {
     Promised,
 }
 
-/// The state of one slot. A slot of a list holds its neighbours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The state of one slot. An idle slot has its neighbours in the list of the idle ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Slot {
-    Free {
-        prev: SlotId,
-        next: SlotId,
-    },
+    Free,
     Taken,
     Idle {
         page: PageName,
@@ -68,9 +77,25 @@ pub(crate) enum Slot {
     },
 }
 
-const _: () = assert!(core::mem::size_of::<Slot>() == 16);
+/// Where the tables of the slots live.
+pub(crate) trait Storage {
+    /// Why there is no memory, or no such aperture.
+    type Error;
 
-/// A doubly linked list through the slots: of the free ones, or of the idle ones, coldest first.
+    /// More slots than [`MAX_SLOTS`] were asked for.
+    const TOO_MANY: Self::Error;
+
+    /// Memory that is given back when it is dropped.
+    type Array<T: Copy>: DerefMut<Target = [T]>;
+
+    /// Memory for `len` copies of `value`.
+    fn filled<T: Copy>(value: T, len: usize) -> Result<Self::Array<T>, Self::Error>;
+}
+
+/// The most slots that an aperture can have: 2 TiB, less a slot.
+pub(crate) const MAX_SLOTS: u32 = NONE;
+
+/// The doubly linked list through the idle slots, coldest first.
 #[derive(Clone, Copy)]
 struct List {
     head: SlotId,
@@ -127,90 +152,107 @@ pub(crate) enum Released {
     Kept,
 }
 
-/// The slots of an aperture, in storage `B`.
-pub(crate) struct Slots<B> {
-    slots: B,
-    free: List,
+/// The slots of an aperture, in storage `M`: about 12.2 bytes a slot.
+pub(crate) struct Slots<M: Storage> {
+    cells: M::Array<Cell>,
+    free: FreeMap<M>,
     idle: List,
-    counts: Counts,
-    /// Where the next search for a run starts.
-    cursor: SlotId,
+    promises: Promises,
 }
 
-impl<B: DerefMut<Target = [Slot]>> Slots<B> {
-    /// All of `storage`, whatever it holds, becomes free slots; fewer than 2^32 - 1.
-    pub(crate) fn new(storage: B) -> Option<Self> {
-        let count = u32::try_from(storage.len()).ok().filter(|&n| n != NONE)?;
-        let mut this = Self {
-            slots: storage,
-            free: List::EMPTY,
-            idle: List::EMPTY,
-            counts: Counts::default(),
-            cursor: 0,
-        };
-        for id in 0..count {
-            this.set(id, Slot::Taken);
-            this.give_back(id);
+// For searches on the host, which go on from copies. It cannot be derived.
+impl<M: Storage> Clone for Slots<M>
+where
+    M::Array<Cell>: Clone,
+    FreeMap<M>: Clone,
+{
+    fn clone(&self) -> Self {
+        Self {
+            cells: self.cells.clone(),
+            free: self.free.clone(),
+            idle: self.idle,
+            promises: self.promises.clone(),
         }
-        Some(this)
+    }
+}
+
+/// A slot or page as an index; one past everything if the machine cannot count that far.
+fn index(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+impl<M: Storage> Slots<M> {
+    /// `total` free slots, at most [`MAX_SLOTS`].
+    pub(crate) fn new(total: u32) -> Result<Self, M::Error> {
+        if total > MAX_SLOTS {
+            return Err(M::TOO_MANY);
+        }
+        Ok(Self {
+            cells: M::filled(Cell::EMPTY, index(total))?,
+            free: FreeMap::new(total)?,
+            idle: List::EMPTY,
+            promises: Promises::new(total),
+        })
     }
 
     /// The state of a slot; `None` past the end.
     pub(crate) fn get(&self, id: SlotId) -> Option<Slot> {
-        self.slots.get(usize::try_from(id).ok()?).copied()
+        match self.cell(id)? {
+            Slot::Taken if self.free.has(id) => Some(Slot::Free),
+            slot => Some(slot),
+        }
+    }
+
+    /// The state of a slot; a free one counts as taken.
+    fn cell(&self, id: SlotId) -> Option<Slot> {
+        self.cells.get(index(id)).copied().map(Slot::from)
+    }
+
+    /// Whether the slot is free or taken.
+    fn shows_nothing(&self, id: SlotId) -> bool {
+        self.cells
+            .get(index(id))
+            .is_some_and(|cell| cell.is_empty())
     }
 
     fn set(&mut self, id: SlotId, slot: Slot) {
-        if let Some(place) = usize::try_from(id)
-            .ok()
-            .and_then(|index| self.slots.get_mut(index))
-        {
-            *place = slot;
+        if let Some(cell) = self.cells.get_mut(index(id)) {
+            *cell = slot.into();
         }
     }
 
     /// Number of slots.
     pub(crate) fn total(&self) -> usize {
-        self.slots.len()
+        self.cells.len()
     }
 
     /// Slots by state; those taken are in none.
     pub(crate) fn counts(&self) -> Counts {
         Counts {
-            free: self.free.len,
+            free: self.free.count(),
             idle: self.idle.len,
-            ..self.counts
+            held: self.promises.held,
+            lent: self.promises.lent,
+            draining: self.promises.draining,
+            promised: self.promises.promised,
         }
     }
 
     /// Slots that can be taken and then held as `class`. CPU mappings need what promised peers
     /// need: slots that can be taken.
     pub(crate) fn available(&self, class: Class) -> u32 {
-        let takable = self.free.len.saturating_add(self.idle.len);
+        let takable = self.free.count().saturating_add(self.idle.len);
         match class {
-            Class::Lent => takable.min(self.unpromised()),
+            Class::Lent => takable.min(self.promises.unpromised()),
             Class::Promised => takable,
         }
-    }
-
-    /// Slots that are not promised, lent or draining.
-    fn unpromised(&self) -> u32 {
-        let counts = &self.counts;
-        [counts.promised, counts.lent, counts.draining]
-            .into_iter()
-            .fold(self.count(), u32::saturating_sub)
-    }
-
-    fn count(&self) -> u32 {
-        // `new` has checked that it fits.
-        u32::try_from(self.slots.len()).unwrap_or(0)
     }
 
     /// Whether the promises allow `more` lent slots.
     ///
     /// These are slots that no peer holds yet: idle ones of the page count too.
     pub(crate) fn may_lend(&self, more: u32) -> bool {
-        more <= self.unpromised()
+        more <= self.promises.unpromised()
     }
 
     /// Whether the promises allow that `more` promised slots, which peers hold, are released: they
@@ -218,7 +260,7 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
     ///
     /// An object that loses its promise first, or is not promised, can always release its slots.
     pub(crate) fn may_drain(&self, more: u32) -> bool {
-        more <= self.unpromised()
+        more <= self.promises.unpromised()
     }
 
     /// Promises slots to an object of `pages` pages.
@@ -226,62 +268,37 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
     /// If peers hold slots of it already, [`Slots::reclass`] those first, and back if this fails:
     /// they are part of the promise, and not in its way.
     pub(crate) fn promise(&mut self, pages: u32) -> Result<(), NoPromise> {
-        let promised = self
-            .counts
-            .promised
-            .checked_add(pages)
-            .filter(|&promised| promised <= self.count())
-            .ok_or(NoPromise::TooMuch)?;
-        let short = pages.saturating_sub(self.unpromised());
-        if short != 0 {
-            return Err(NoPromise::InTheWay(short));
-        }
-        self.counts.promised = promised;
-        Ok(())
+        self.promises.promise(pages)
     }
 
     /// Takes a promise to an object of `pages` pages back. The slots of it that peers hold become
     /// lent: [`Slots::reclass`] them next, which always fits.
     pub(crate) fn unpromise(&mut self, pages: u32) {
-        self.counts.promised = self.counts.promised.saturating_sub(pages);
+        self.promises.unpromise(pages);
     }
 
     /// A slot that peers hold, and that shows `page`, counts as `class` from now on: its object was
     /// given, or has lost, a promise.
     pub(crate) fn reclass(&mut self, id: SlotId, page: PageName, class: Class) {
-        match self.get(id) {
+        match self.cell(id) {
             Some(Slot::Peers {
                 page: shown,
                 peers,
                 class: old,
             }) if shown == page => {
-                self.uncount_held(old);
-                self.count_held(class);
+                self.promises.unhold(old);
+                self.promises.hold(class);
                 self.set(id, Slot::Peers { page, peers, class });
             }
             _ => {}
         }
     }
 
-    fn count_held(&mut self, class: Class) {
-        self.counts.held += 1;
-        if class == Class::Lent {
-            self.counts.lent += 1;
-        }
-    }
-
-    fn uncount_held(&mut self, class: Class) {
-        self.counts.held -= 1;
-        if class == Class::Lent {
-            self.counts.lent -= 1;
-        }
-    }
-
     /// The page that the slot shows, if it still belongs to it.
     fn page(&self, id: SlotId) -> Option<PageName> {
-        match self.get(id)? {
+        match self.cell(id)? {
             Slot::Idle { page, .. } | Slot::Peers { page, .. } => Some(page),
-            Slot::Free { .. } | Slot::Taken | Slot::Draining { .. } => None,
+            Slot::Free | Slot::Taken | Slot::Draining { .. } => None,
         }
     }
 
@@ -290,20 +307,22 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
         if self.page(id) != Some(page) {
             return false;
         }
-        if let Some(Slot::Idle { .. }) = self.get(id) {
+        if let Some(Slot::Idle { .. }) = self.cell(id) {
             self.unlink(id);
             self.link_idle(id, page);
         }
         true
     }
 
-    /// Takes a free slot, else the coldest idle one.
+    /// Takes the lowest free slot, else the coldest idle one.
     pub(crate) fn take(&mut self) -> Option<Took> {
-        if self.free.head != NONE {
-            let id = self.free.head;
-            self.unlink(id);
-            return Some(Took::Free(id));
+        match self.free.take() {
+            Some(id) => Some(Took::Free(id)),
+            None => self.take_idle(),
         }
+    }
+
+    fn take_idle(&mut self) -> Option<Took> {
         let id = self.idle.head;
         let page = self.page(id)?;
         self.unlink(id);
@@ -312,9 +331,12 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
 
     /// Takes `count` slots, the free ones first, then idle ones, the coldest first, and passes each
     /// on. Returns how many there were to take.
+    ///
+    /// Costs less than as many calls of [`Slots::take`].
     pub(crate) fn take_many(&mut self, count: u32, mut each: impl FnMut(Took)) -> u32 {
-        for taken in 0..count {
-            match self.take() {
+        let free = self.free.take_each(count, |id| each(Took::Free(id)));
+        for taken in free..count {
+            match self.take_idle() {
                 Some(took) => each(took),
                 None => return taken,
             }
@@ -322,37 +344,10 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
         count
     }
 
-    /// Takes `count` adjacent free slots, if there are such, and returns the first.
+    /// Takes the lowest `count` adjacent free slots, and returns the first; `None` if nowhere are
+    /// so many.
     pub(crate) fn take_run(&mut self, count: u32) -> Option<SlotId> {
-        if count == 0 || count > self.free.len {
-            return None;
-        }
-        let total = u32::try_from(self.slots.len()).ok()?;
-        let start = self.cursor;
-        let first = self
-            .find_run(start, total, count)
-            .or_else(|| self.find_run(0, start.saturating_add(count).min(total), count))?;
-        for id in first..first + count {
-            self.unlink(id);
-        }
-        self.cursor = Some(first + count)
-            .filter(|&next| next < total)
-            .unwrap_or(0);
-        Some(first)
-    }
-
-    fn find_run(&self, start: SlotId, end: SlotId, count: u32) -> Option<SlotId> {
-        let mut len = 0;
-        for id in start..end {
-            len = match self.get(id) {
-                Some(Slot::Free { .. }) => len + 1,
-                _ => 0,
-            };
-            if len == count {
-                return Some(id + 1 - count);
-            }
-        }
-        None
+        self.free.take_run(count)
     }
 
     /// A taken slot shows `page` from now on.
@@ -364,17 +359,28 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
 
     /// A taken slot that shows nothing becomes free.
     pub(crate) fn give_back(&mut self, id: SlotId) {
-        if self.get(id) == Some(Slot::Taken) {
-            let prev = self.free.tail;
-            self.set(id, Slot::Free { prev, next: NONE });
-            self.link_after(prev, id, true);
+        if self.shows_nothing(id) {
+            self.free.give(id);
         }
+    }
+
+    /// Those of `ids` that are taken, and show nothing, become free.
+    ///
+    /// Costs less than as many calls of [`Slots::give_back`], the least if `ids` ascend.
+    pub(crate) fn give_back_many(&mut self, ids: impl IntoIterator<Item = SlotId>) {
+        let mut pending = None;
+        for id in ids {
+            if self.shows_nothing(id) {
+                self.free.give_one_of(id, &mut pending);
+            }
+        }
+        self.free.settle(pending);
     }
 
     /// A peer holds the slot, which shows `page`; `false` if it does not, or if it would be lent
     /// and the promises do not allow it. A slot that peers hold already keeps its class.
     pub(crate) fn hold(&mut self, id: SlotId, page: PageName, class: Class) -> bool {
-        match self.get(id) {
+        match self.cell(id) {
             Some(Slot::Idle { page: shown, .. }) if shown == page => {
                 if class == Class::Lent && !self.may_lend(1) {
                     return false;
@@ -382,7 +388,7 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
                 self.unlink(id);
                 let peers = 1;
                 self.set(id, Slot::Peers { page, peers, class });
-                self.count_held(class);
+                self.promises.hold(class);
                 true
             }
             Some(Slot::Peers {
@@ -402,13 +408,13 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
 
     /// A peer lets go.
     pub(crate) fn unhold(&mut self, id: SlotId) -> Released {
-        match self.get(id) {
+        match self.cell(id) {
             Some(Slot::Peers {
                 page,
                 peers: 1,
                 class,
             }) => {
-                self.uncount_held(class);
+                self.promises.unhold(class);
                 self.link_idle(id, page);
             }
             Some(Slot::Peers { page, peers, class }) => {
@@ -416,7 +422,7 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
                 self.set(id, Slot::Peers { page, peers, class });
             }
             Some(Slot::Draining { peers: 1 }) => {
-                self.counts.draining -= 1;
+                self.promises.draining -= 1;
                 self.set(id, Slot::Taken);
                 return Released::Taken;
             }
@@ -430,7 +436,7 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
     ///
     /// For promised slots that peers hold, ask [`Slots::may_drain`] first.
     pub(crate) fn release(&mut self, id: SlotId, page: PageName) -> Released {
-        match self.get(id) {
+        match self.cell(id) {
             Some(Slot::Idle { page: shown, .. }) if shown == page => {
                 self.unlink(id);
                 Released::Taken
@@ -440,8 +446,8 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
                 peers,
                 class,
             }) if shown == page => {
-                self.uncount_held(class);
-                self.counts.draining += 1;
+                self.promises.unhold(class);
+                self.promises.draining += 1;
                 self.set(id, Slot::Draining { peers });
                 Released::Kept
             }
@@ -449,73 +455,40 @@ impl<B: DerefMut<Target = [Slot]>> Slots<B> {
         }
     }
 
+    /// Makes a taken slot, which shows `page`, the warmest idle one.
     fn link_idle(&mut self, id: SlotId, page: PageName) {
         let prev = self.idle.tail;
-        self.set(
-            id,
-            Slot::Idle {
-                page,
-                prev,
-                next: NONE,
-            },
-        );
-        self.link_after(prev, id, false);
-    }
-
-    fn list(&mut self, free: bool) -> &mut List {
-        if free {
-            &mut self.free
-        } else {
-            &mut self.idle
-        }
-    }
-
-    /// Appends `id`, whose own links are set, after the tail `prev`.
-    fn link_after(&mut self, prev: SlotId, id: SlotId, free: bool) {
+        let next = NONE;
+        self.set(id, Slot::Idle { page, prev, next });
         self.set_next(prev, id);
-        let list = self.list(free);
-        if prev == NONE {
-            list.head = id;
-        }
-        list.tail = id;
-        list.len += 1;
+        self.idle.tail = id;
+        self.idle.len += 1;
     }
 
-    /// Removes a free or idle slot from its list; it is taken then.
+    /// Removes an idle slot from the list; it is taken then.
     fn unlink(&mut self, id: SlotId) {
-        let (prev, next, free) = match self.get(id) {
-            Some(Slot::Free { prev, next }) => (prev, next, true),
-            Some(Slot::Idle { prev, next, .. }) => (prev, next, false),
-            _ => return,
+        let Some(Slot::Idle { prev, next, .. }) = self.cell(id) else {
+            return;
         };
         self.set_next(prev, next);
         self.set_prev(next, prev);
-        let list = self.list(free);
-        if prev == NONE {
-            list.head = next;
-        }
-        if next == NONE {
-            list.tail = prev;
-        }
-        list.len -= 1;
+        self.idle.len -= 1;
         self.set(id, Slot::Taken);
     }
 
+    /// Makes `next` follow `id`, or be the first if there is no `id`.
     fn set_next(&mut self, id: SlotId, next: SlotId) {
-        let slot = match self.get(id) {
-            Some(Slot::Free { prev, .. }) => Slot::Free { prev, next },
-            Some(Slot::Idle { page, prev, .. }) => Slot::Idle { page, prev, next },
-            _ => return,
-        };
-        self.set(id, slot);
+        match self.cell(id) {
+            Some(Slot::Idle { page, prev, .. }) => self.set(id, Slot::Idle { page, prev, next }),
+            _ => self.idle.head = next,
+        }
     }
 
+    /// Makes `id` follow `prev`, or `prev` be the last if there is no `id`.
     fn set_prev(&mut self, id: SlotId, prev: SlotId) {
-        let slot = match self.get(id) {
-            Some(Slot::Free { next, .. }) => Slot::Free { prev, next },
-            Some(Slot::Idle { page, next, .. }) => Slot::Idle { page, prev, next },
-            _ => return,
-        };
-        self.set(id, slot);
+        match self.cell(id) {
+            Some(Slot::Idle { page, next, .. }) => self.set(id, Slot::Idle { page, prev, next }),
+            _ => self.idle.tail = prev,
+        }
     }
 }

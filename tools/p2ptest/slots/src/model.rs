@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the slots must do, in its simplest form: a list of states and two queues.
+//! What the slots must do, in its simplest form: a list of states and a queue.
 
 use std::collections::VecDeque;
 
-use crate::slots::{Class, Counts, NoPromise, PageName, Released, Slot, SlotId, Slots, Took};
+use crate::memory::HostMemory;
+use crate::slots::{
+    Class, Counts, MAX_SLOTS, NoPromise, PageName, Released, Slot, SlotId, Slots, Took,
+};
 
 /// The state of a slot, without links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,7 +21,7 @@ pub enum State {
 impl From<Slot> for State {
     fn from(slot: Slot) -> Self {
         match slot {
-            Slot::Free { .. } => Self::Free,
+            Slot::Free => Self::Free,
             Slot::Taken => Self::Taken,
             Slot::Idle { page, .. } => Self::Idle(page),
             Slot::Peers { page, peers, class } => Self::Peers(page, peers, class),
@@ -31,12 +34,8 @@ impl From<Slot> for State {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Model {
     pub states: Vec<State>,
-    /// Longest free first.
-    free: VecDeque<SlotId>,
     /// Coldest first.
     idle: VecDeque<SlotId>,
-    /// Where the search for a run starts.
-    cursor: usize,
     /// Pages promised.
     promised: u32,
 }
@@ -49,6 +48,8 @@ pub enum Call {
     TakeMany(u32),
     Install(SlotId, PageName),
     GiveBack(SlotId),
+    /// These, in any order.
+    GiveBackMany([SlotId; 3]),
     Hold(SlotId, PageName, Class),
     Unhold(SlotId),
     Release(SlotId, PageName),
@@ -72,7 +73,7 @@ pub enum Answer {
 
 impl Call {
     /// Makes the call to the kernel's slots.
-    pub fn real(self, slots: &mut Slots<Vec<Slot>>) -> Answer {
+    pub fn real(self, slots: &mut Slots<HostMemory>) -> Answer {
         match self {
             Self::Take => Answer::Took(slots.take()),
             Self::TakeRun(count) => Answer::Run(slots.take_run(count)),
@@ -87,6 +88,10 @@ impl Call {
             Self::TakeMany(count) => {
                 let mut taken = Vec::new();
                 Answer::Many(slots.take_many(count, |took| taken.push(took)), taken)
+            }
+            Self::GiveBackMany(ids) => {
+                slots.give_back_many(ids);
+                Answer::Nothing
             }
             Self::Hold(id, page, class) => Answer::Truth(slots.hold(id, page, class)),
             Self::Unhold(id) => Answer::Released(slots.unhold(id)),
@@ -109,9 +114,7 @@ impl Model {
     pub fn new(count: u32) -> Self {
         Self {
             states: (0..count).map(|_| State::Free).collect(),
-            free: (0..count).collect(),
             idle: VecDeque::new(),
-            cursor: 0,
             promised: 0,
         }
     }
@@ -120,14 +123,11 @@ impl Model {
         self.states.get(id as usize).copied()
     }
 
-    /// Changes a state; the queues follow.
+    /// Changes a state; the queue follows.
     fn set(&mut self, id: SlotId, state: State) {
-        self.free.retain(|&other| other != id);
         self.idle.retain(|&other| other != id);
-        match state {
-            State::Free => self.free.push_back(id),
-            State::Idle(_) => self.idle.push_back(id),
-            _ => {}
+        if let State::Idle(_) = state {
+            self.idle.push_back(id);
         }
         self.states[id as usize] = state;
     }
@@ -146,6 +146,12 @@ impl Model {
             Call::GiveBack(id) => {
                 if self.state(id) == Some(State::Taken) {
                     self.set(id, State::Free);
+                }
+                Answer::Nothing
+            }
+            Call::GiveBackMany(ids) => {
+                for id in ids {
+                    self.call(Call::GiveBack(id));
                 }
                 Answer::Nothing
             }
@@ -216,7 +222,8 @@ impl Model {
     }
 
     fn take(&mut self) -> Option<Took> {
-        let id = *self.free.front().or(self.idle.front())?;
+        let free = self.states.iter().position(|&state| state == State::Free);
+        let id = free.map_or_else(|| self.idle.front().copied(), |id| Some(id as SlotId))?;
         let took = match self.states[id as usize] {
             State::Idle(page) => Took::Idle(id, page),
             _ => Took::Free(id),
@@ -226,18 +233,17 @@ impl Model {
     }
 
     fn take_run(&mut self, count: u32) -> Option<SlotId> {
-        let (count, total) = (count as usize, self.states.len());
-        if count == 0 || count > total {
+        let count = count as usize;
+        if count == 0 {
             return None;
         }
-        let first = (self.cursor..total).chain(0..self.cursor).find(|&first| {
-            let run = self.states.get(first..first + count);
-            run.is_some_and(|run| run.iter().all(|&state| state == State::Free))
-        })?;
+        let first = self
+            .states
+            .windows(count)
+            .position(|run| run.iter().all(|&state| state == State::Free))?;
         for id in first..first + count {
             self.set(id as SlotId, State::Taken);
         }
-        self.cursor = (first + count) % total;
         Some(first as SlotId)
     }
 
@@ -281,9 +287,9 @@ impl Model {
         }
     }
 
-    /// Panics unless the slots are in the same state: slot by slot, both lists in both
+    /// Panics unless the slots are in the same state: slot by slot, the list in both
     /// directions, and all counters.
-    pub fn assert_same(&self, slots: &Slots<Vec<Slot>>) {
+    pub fn assert_same(&self, slots: &Slots<HostMemory>) {
         let total = u32::try_from(slots.total()).unwrap();
         let found: Vec<Slot> = (0..total).map(|id| slots.get(id).unwrap()).collect();
         let states: Vec<State> = found.iter().copied().map(State::from).collect();
@@ -301,29 +307,21 @@ impl Model {
             assert_eq!(slots.may_lend(more), more <= lendable);
             assert_eq!(slots.may_drain(more), more <= lendable);
         }
-        assert_links(&found, &self.free, |slot| match slot {
-            Slot::Free { prev, next } => Some((prev, next)),
-            _ => None,
-        });
-        assert_links(&found, &self.idle, |slot| match slot {
-            Slot::Idle { prev, next, .. } => Some((prev, next)),
-            _ => None,
-        });
+        assert_links(&found, &self.idle);
     }
 }
 
-/// Panics unless the slots that have `links` form the list `queue`.
-fn assert_links(
-    slots: &[Slot],
-    queue: &VecDeque<SlotId>,
-    links: fn(Slot) -> Option<(SlotId, SlotId)>,
-) {
-    let linked = slots.iter().filter(|&&slot| links(slot).is_some()).count();
-    assert_eq!(linked, queue.len());
-    let mut prev = SlotId::MAX;
+/// Panics unless the idle slots form the list `queue`.
+fn assert_links(slots: &[Slot], queue: &VecDeque<SlotId>) {
+    let links = |slot: &Slot| match *slot {
+        Slot::Idle { prev, next, .. } => Some((prev, next)),
+        _ => None,
+    };
+    assert_eq!(slots.iter().filter_map(links).count(), queue.len());
+    let mut prev = MAX_SLOTS;
     for (index, &id) in queue.iter().enumerate() {
-        let next = queue.get(index + 1).copied().unwrap_or(SlotId::MAX);
-        assert_eq!(links(slots[id as usize]), Some((prev, next)), "slot {id}");
+        let next = queue.get(index + 1).copied().unwrap_or(MAX_SLOTS);
+        assert_eq!(links(&slots[id as usize]), Some((prev, next)), "slot {id}");
         prev = id;
     }
 }

@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which slots are free: a bitmap, and a tree that knows where runs of free slots are.
+//!
+//! A word of the bitmap has 64 slots. A node of the tree stands for [`FANOUT`] words or nodes of
+//! the level below, and says how many free slots there are side by side: at its start, at its end,
+//! and anywhere in it. So a run is found wherever one exists, in a number of steps that grows with
+//! the height of the tree only.
+//!
+//! Changes of many slots are made word by word in their order. The tree is repaired behind them,
+//! each node once: only nodes above the *pending* word, the last one changed, may be out of date.
+
+use super::{
+    index,
+    SlotId,
+    Storage, //
+};
+
+/// Slots of a word.
+const WORD_BITS: u32 = u64::BITS;
+const WORD_SHIFT: u32 = WORD_BITS.trailing_zeros();
+
+/// Children of a node.
+const FANOUT: usize = 1 << FANOUT_SHIFT;
+const FANOUT_SHIFT: u32 = 3;
+
+/// Levels that any number of slots needs: a root over 2^32 slots.
+const MAX_HEIGHT: usize = (32 - WORD_SHIFT).div_ceil(FANOUT_SHIFT) as usize;
+
+/// The runs of free slots in a word or a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Runs {
+    /// Free slots before the first one that is not.
+    head: u32,
+    /// Free slots after the last one that is not.
+    tail: u32,
+    /// The most free slots side by side.
+    longest: u32,
+}
+
+impl Runs {
+    fn of_word(word: u64) -> Self {
+        Self {
+            head: word.trailing_ones(),
+            tail: word.leading_ones(),
+            longest: longest_run(word),
+        }
+    }
+
+    /// The runs of neighbours, of `span` slots each, together.
+    fn join(parts: impl Iterator<Item = Self>, span: u32) -> Self {
+        let mut all = Self::default();
+        let mut covered = 0;
+        for part in parts {
+            if all.head == covered {
+                all.head += part.head;
+            }
+            all.longest = all.longest.max(part.longest).max(all.tail + part.head);
+            all.tail = match part.longest == span {
+                true => all.tail + span,
+                false => part.tail,
+            };
+            covered += span;
+        }
+        all
+    }
+}
+
+/// The most ones side by side.
+fn longest_run(word: u64) -> u32 {
+    if word == u64::MAX {
+        return WORD_BITS;
+    }
+    // `starts[i]` has a one where 2^i ones start.
+    let mut starts = [word; 6];
+    let mut last = word;
+    for (shift, next) in (0u32..).zip(starts.iter_mut().skip(1)) {
+        last &= last >> (1u32 << shift);
+        *next = last;
+    }
+    let mut found = u64::MAX;
+    let mut len = 0;
+    for (shift, &start) in (0u32..6).zip(&starts).rev() {
+        let longer = found & (start >> len);
+        if longer != 0 {
+            found = longer;
+            len += 1 << shift;
+        }
+    }
+    len
+}
+
+/// Where `len` ones side by side start in `word`, the lowest such place; `len` is not 0.
+fn run_in_word(word: u64, len: u32) -> Option<u32> {
+    let mut starts = word;
+    let mut have = 1;
+    while have < len && starts != 0 {
+        let step = have.min(len - have);
+        // At most 32, as `have` has doubled from 1 and `len` is at most 64 for what is left.
+        starts &= starts.checked_shr(step).unwrap_or(0);
+        have += step;
+    }
+    (starts != 0).then(|| starts.trailing_zeros())
+}
+
+/// Ones from bit `from` on, `len` of them; those past the word's end are left out.
+fn mask(from: u32, len: u32) -> u64 {
+    let ones = match len {
+        WORD_BITS.. => u64::MAX,
+        _ => (1 << len) - 1,
+    };
+    ones.checked_shl(from).unwrap_or(0)
+}
+
+/// The nodes of one level, in the array of all nodes.
+#[derive(Clone, Copy, Default)]
+struct Level {
+    start: usize,
+    len: usize,
+}
+
+/// The free slots of an aperture.
+///
+/// # Invariants
+///
+/// Bits past the last slot are zeros. `count` is the number of ones. Except in the methods that
+/// take a pending word, every node has the runs of its children.
+#[derive(Clone)]
+pub(super) struct FreeMap<M: Storage> {
+    total: u32,
+    count: u32,
+    words: M::Array<u64>,
+    nodes: M::Array<Runs>,
+    /// From the parents of words up to the root.
+    levels: [Level; MAX_HEIGHT],
+    height: usize,
+}
+
+/// The word that was changed last, if nodes above it may be out of date.
+pub(super) type Pending = Option<usize>;
+
+impl<M: Storage> FreeMap<M> {
+    /// A map of `total` free slots.
+    pub(super) fn new(total: u32) -> Result<Self, M::Error> {
+        let words = index(total.div_ceil(WORD_BITS));
+        let mut levels = [Level::default(); MAX_HEIGHT];
+        let (mut height, mut nodes, mut below) = (0, 0, words);
+        for level in &mut levels {
+            let len = below.div_ceil(FANOUT);
+            *level = Level { start: nodes, len };
+            nodes += len;
+            height += 1;
+            below = len;
+            if len <= 1 {
+                break;
+            }
+        }
+        let mut this = Self {
+            total,
+            count: total,
+            words: M::filled(u64::MAX, words)?,
+            nodes: M::filled(Runs::default(), nodes)?,
+            levels,
+            height,
+        };
+        let past = total % WORD_BITS;
+        if let Some(last) = this.words.last_mut().filter(|_| past != 0) {
+            *last = mask(0, past);
+        }
+        for height in 0..this.height {
+            for node in 0..levels.get(height).map_or(0, |level| level.len) {
+                this.refresh(height, node);
+            }
+        }
+        Ok(this)
+    }
+
+    /// Number of free slots.
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Whether a slot is free.
+    pub(super) fn has(&self, id: SlotId) -> bool {
+        self.word(index(id >> WORD_SHIFT)) & mask(id % WORD_BITS, 1) != 0
+    }
+
+    /// Takes the lowest free slot.
+    pub(super) fn take(&mut self) -> Option<SlotId> {
+        let at = self.first_from(0)?;
+        let bit = self.word(at).trailing_zeros();
+        self.clear(at, mask(bit, 1));
+        self.climb(at);
+        slot(at, bit)
+    }
+
+    /// Takes the `count` lowest free slots, or as many as there are, and passes each on. Returns
+    /// how many.
+    pub(super) fn take_each(&mut self, count: u32, mut each: impl FnMut(SlotId)) -> u32 {
+        let count = count.min(self.count);
+        let mut left = count;
+        let mut pending = None;
+        let mut next = self.first_from(0).filter(|_| left != 0);
+        while let Some(at) = next {
+            // There is no word past the last slot, which has a number.
+            let first = slot(at, 0).unwrap_or(0);
+            let mut rest = self.word(at);
+            while rest != 0 && left != 0 {
+                each(first | rest.trailing_zeros());
+                rest &= rest - 1;
+                left -= 1;
+            }
+            self.clear(at, !rest);
+            // Right of a word, all nodes are up to date.
+            next = self.first_from(at + 1).filter(|_| left != 0);
+            self.follow(&mut pending, at);
+        }
+        self.settle(pending);
+        count
+    }
+
+    /// Takes the lowest `len` free slots that lie side by side, and returns the first.
+    pub(super) fn take_run(&mut self, len: u32) -> Option<SlotId> {
+        let first = self.find_run(len)?;
+        let (mut at, mut left) = (first, len);
+        let mut pending = None;
+        while left != 0 {
+            let word = index(at >> WORD_SHIFT);
+            let here = left.min(WORD_BITS - at % WORD_BITS);
+            self.clear(word, mask(at % WORD_BITS, here));
+            self.follow(&mut pending, word);
+            at += here;
+            left -= here;
+        }
+        self.settle(pending);
+        Some(first)
+    }
+
+    /// Makes a slot free that is not.
+    pub(super) fn give(&mut self, id: SlotId) {
+        if let Some(at) = self.set(id) {
+            self.climb(at);
+        }
+    }
+
+    /// As [`FreeMap::give`], one of several: [`FreeMap::settle`] comes after the last. Slots in
+    /// order cost the least.
+    pub(super) fn give_one_of(&mut self, id: SlotId, pending: &mut Pending) {
+        if let Some(at) = self.set(id) {
+            self.follow(pending, at);
+        }
+    }
+
+    fn word(&self, at: usize) -> u64 {
+        self.words.get(at).copied().unwrap_or(0)
+    }
+
+    /// Sets the bit of a slot, and says in which word.
+    fn set(&mut self, id: SlotId) -> Option<usize> {
+        let at = index(id >> WORD_SHIFT);
+        let bit = mask(id % WORD_BITS, 1);
+        let word = self.words.get_mut(at).filter(|_| id < self.total)?;
+        if *word & bit != 0 {
+            return None;
+        }
+        *word |= bit;
+        self.count += 1;
+        Some(at)
+    }
+
+    fn clear(&mut self, at: usize, bits: u64) {
+        if let Some(word) = self.words.get_mut(at) {
+            self.count -= (*word & bits).count_ones();
+            *word &= !bits;
+        }
+    }
+
+    /// The runs of a node of the level, or of a word for `None`.
+    fn runs(&self, level: Option<usize>, at: usize) -> Runs {
+        match level {
+            None => Runs::of_word(self.word(at)),
+            Some(level) => self
+                .levels
+                .get(level)
+                .filter(|level| at < level.len)
+                .and_then(|level| self.nodes.get(level.start + at))
+                .copied()
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Slots of a child of a node of the level.
+    fn child_span(level: usize) -> u32 {
+        // The shift is below 32: see `MAX_HEIGHT`.
+        u32::try_from(level).map_or(0, |level| {
+            WORD_BITS
+                .checked_shl(level * FANOUT_SHIFT)
+                .unwrap_or(u32::MAX)
+        })
+    }
+
+    /// Recomputes a node of the level; says whether it has changed.
+    fn refresh(&mut self, level: usize, at: usize) -> bool {
+        let first = at << FANOUT_SHIFT;
+        let below = level.checked_sub(1);
+        let parts = (first..first + FANOUT).map(|child| self.runs(below, child));
+        let runs = Runs::join(parts, Self::child_span(level));
+        let place = self
+            .levels
+            .get(level)
+            .filter(|level| at < level.len)
+            .and_then(|level| self.nodes.get_mut(level.start + at));
+        place.is_some_and(|place| core::mem::replace(place, runs) != runs)
+    }
+
+    /// Repairs the nodes above a word: all others are up to date.
+    fn climb(&mut self, word: usize) {
+        let mut at = word;
+        for level in 0..self.height {
+            at >>= FANOUT_SHIFT;
+            if !self.refresh(level, at) {
+                break;
+            }
+        }
+    }
+
+    /// The word `at` has changed. Repairs the nodes that are above the pending word, but not above
+    /// this one, which takes its place.
+    fn follow(&mut self, pending: &mut Pending, at: usize) {
+        let Some(old) = pending.replace(at).filter(|&old| old != at) else {
+            return;
+        };
+        let (mut old, mut new) = (old >> FANOUT_SHIFT, at >> FANOUT_SHIFT);
+        for level in 0..self.height {
+            if old == new {
+                break;
+            }
+            self.refresh(level, old);
+            old >>= FANOUT_SHIFT;
+            new >>= FANOUT_SHIFT;
+        }
+    }
+
+    /// Repairs the nodes above the pending word: the tree is up to date then.
+    pub(super) fn settle(&mut self, pending: Pending) {
+        let Some(mut at) = pending else {
+            return;
+        };
+        for level in 0..self.height {
+            at >>= FANOUT_SHIFT;
+            self.refresh(level, at);
+        }
+    }
+
+    /// The first word from `from` on with a free slot. Nodes left of `from` and above its left
+    /// neighbour may be out of date.
+    fn first_from(&self, from: usize) -> Option<usize> {
+        let mut at = from;
+        // The level of `at`; below the lowest are the words.
+        let mut level = None;
+        loop {
+            // All of a group of siblings is right of what may be out of date.
+            let end = (at | (FANOUT - 1)) + 1;
+            let found = (at..end).find(|&at| self.has_free(level, at));
+            let up = level.map_or(0, |level| level + 1);
+            match found {
+                Some(found) => return Some(self.leftmost(level, found)),
+                None if up == self.height => return None,
+                None => at = end >> FANOUT_SHIFT,
+            }
+            level = Some(up);
+        }
+    }
+
+    fn has_free(&self, level: Option<usize>, at: usize) -> bool {
+        match level {
+            None => self.word(at) != 0,
+            Some(_) => self.runs(level, at).longest != 0,
+        }
+    }
+
+    /// The first word with a free slot below a node that has one.
+    fn leftmost(&self, level: Option<usize>, at: usize) -> usize {
+        let mut at = at;
+        let mut level = level;
+        while let Some(above) = level {
+            level = above.checked_sub(1);
+            let first = at << FANOUT_SHIFT;
+            at = (first..first + FANOUT)
+                .find(|&child| self.has_free(level, child))
+                .unwrap_or(first);
+        }
+        at
+    }
+
+    /// Where the lowest run of `len` free slots starts.
+    fn find_run(&self, len: u32) -> Option<SlotId> {
+        let root = self.height.checked_sub(1)?;
+        if len == 0 || self.runs(Some(root), 0).longest < len {
+            return None;
+        }
+        let (mut level, mut at) = (root, 0);
+        loop {
+            let below = level.checked_sub(1);
+            let span = Self::child_span(level);
+            let first = at << FANOUT_SHIFT;
+            // Free slots right before the child.
+            let mut before = 0;
+            let child = (first..first + FANOUT).find(|&child| {
+                let runs = self.runs(below, child);
+                if before + runs.head >= len || runs.longest >= len {
+                    return true;
+                }
+                before = match runs.longest == span {
+                    true => before + span,
+                    false => runs.tail,
+                };
+                false
+            })?;
+            let start = u32::try_from(child).ok()?.checked_mul(span)?;
+            if before + self.runs(below, child).head >= len {
+                return start.checked_sub(before);
+            }
+            match below {
+                None => return start.checked_add(run_in_word(self.word(child), len)?),
+                Some(below) => (level, at) = (below, child),
+            }
+        }
+    }
+}
+
+/// The slot of a bit of a word.
+fn slot(at: usize, bit: u32) -> Option<SlotId> {
+    let first = u32::try_from(at).ok()?.checked_mul(WORD_BITS)?;
+    first.checked_add(bit)
+}
