@@ -4,6 +4,7 @@
 #include <linux/dma-fence.h>
 #include <linux/dma-mapping.h>
 #include <linux/dma-resv.h>
+#include <linux/iommu-dma.h>
 #include <linux/mm.h>
 
 __rust_helper void rust_helper_dma_fence_get(struct dma_fence *fence)
@@ -45,6 +46,11 @@ __rust_helper bool rust_helper_dma_resv_trylock(struct dma_resv *obj)
 __rust_helper void rust_helper_get_dma_buf(struct dma_buf *dmabuf)
 {
 	get_dma_buf(dmabuf);
+}
+
+__rust_helper bool rust_helper_use_dma_iommu(struct device *dev)
+{
+	return use_dma_iommu(dev);
 }
 
 __rust_helper unsigned long rust_helper_page_to_pfn(const struct page *page)

@@ -6,6 +6,7 @@
 
 use crate::{
     bindings,
+    page::PAGE_SIZE,
     prelude::*, //
 };
 use core::{
@@ -86,6 +87,19 @@ impl Fault<'_> {
         self.raw().__bindgen_anon_1.pgoff
     }
 
+    /// Installs the page-table entry of page `other` of what is mapped, where page `this` is the
+    /// one that faulted. Pages outside of the mapping are left out: `Sigbus`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Fault::insert_pfn`]; if there is an entry already, it is one for the page `pfn`.
+    pub unsafe fn insert_pfn_near(&self, this: usize, other: usize, pfn: usize) -> Outcome {
+        let distance = other.wrapping_sub(this).wrapping_mul(PAGE_SIZE);
+        let address = self.raw().__bindgen_anon_1.address;
+        // SAFETY: The caller promises what `insert_at` requires.
+        unsafe { self.insert_at(address.wrapping_add(distance), pfn) }
+    }
+
     /// Installs the page-table entry of the page that faulted.
     ///
     /// # Safety
@@ -93,10 +107,18 @@ impl Fault<'_> {
     /// The task may read the page `pfn`, and write it if the mapping is writable. That stays so
     /// (the page is not freed, for example) until the mapping is zapped.
     pub unsafe fn insert_pfn(&self, pfn: usize) -> Outcome {
-        let fault = &self.raw().__bindgen_anon_1;
+        // SAFETY: The caller promises what `insert_at` requires.
+        unsafe { self.insert_at(self.raw().__bindgen_anon_1.address, pfn) }
+    }
+
+    /// # Safety
+    ///
+    /// If `address` is in the mapping, `pfn` is as [`Fault::insert_pfn`] requires for that place.
+    unsafe fn insert_at(&self, address: usize, pfn: usize) -> Outcome {
+        let vma = self.raw().__bindgen_anon_1.vma;
         // SAFETY: The mapping is valid, has `VM_PFNMAP` and is not copy-on-write, by the type
-        // invariant; the address is that of the fault.
-        let result = unsafe { bindings::vmf_insert_pfn(fault.vma, fault.address, pfn) };
+        // invariant; addresses outside of it are refused.
+        let result = unsafe { bindings::vmf_insert_pfn(vma, address, pfn) };
         match result {
             bindings::vm_fault_reason_VM_FAULT_NOPAGE => Outcome::Done,
             bindings::vm_fault_reason_VM_FAULT_OOM => Outcome::Oom,

@@ -26,8 +26,10 @@ pub enum Route {
     None,
     /// Through PCIe switches only, by bus address.
     Switch,
-    /// Through a host bridge that is known to forward, by physical address or IOVA.
+    /// Through a host bridge that is known to forward, by physical address.
     HostBridge,
+    /// Through a host bridge, by an address that the IOMMU translates for the device.
+    Iommu,
 }
 
 /// A BAR whose memory other devices can be given.
@@ -100,7 +102,13 @@ impl<'a> Provider<'a> {
         // SAFETY: The provider is valid by the type invariant, `peer` is a valid device.
         match unsafe { bindings::pci_p2pdma_map_type(self.as_raw(), peer.as_raw()) } {
             bindings::pci_p2pdma_map_type_PCI_P2PDMA_MAP_BUS_ADDR => Route::Switch,
-            bindings::pci_p2pdma_map_type_PCI_P2PDMA_MAP_THRU_HOST_BRIDGE => Route::HostBridge,
+            bindings::pci_p2pdma_map_type_PCI_P2PDMA_MAP_THRU_HOST_BRIDGE => {
+                // SAFETY: `peer` is a valid device.
+                match unsafe { bindings::use_dma_iommu(peer.as_raw()) } {
+                    true => Route::Iommu,
+                    false => Route::HostBridge,
+                }
+            }
             _ => Route::None,
         }
     }
