@@ -22,12 +22,27 @@ extern "C" {
 #define P2PGPU_PARAM_VRAM_FREE		1
 /* Slots of the aperture; a slot is one page of P2PGPU_PARAM_SLOT_SIZE bytes. */
 #define P2PGPU_PARAM_SLOTS_TOTAL	2
-/* Slots that a peer could be given now: free, or used by CPU mappings only. */
+/*
+ * Slots that peers of an object without a promise could be given now, without
+ * taking any from other peers: free or used by CPU mappings only, and not
+ * promised.
+ */
 #define P2PGPU_PARAM_SLOTS_AVAILABLE	3
 /* Size of a slot in bytes. */
 #define P2PGPU_PARAM_SLOT_SIZE		4
 /* 1 if the aperture is in mapped mode, 0 if it is in trapped mode. */
 #define P2PGPU_PARAM_MAPPED		5
+/* Slots promised to objects flagged P2PGPU_PEER_RESERVE. */
+#define P2PGPU_PARAM_SLOTS_RESERVED	6
+/* Slots promised to objects that importers pin, and that are not reserved. */
+#define P2PGPU_PARAM_SLOTS_PINNED	7
+/*
+ * Slots lent: held by peers of objects without a promise, which can be told to
+ * let go.
+ */
+#define P2PGPU_PARAM_SLOTS_LENT		8
+/* Slots whose page is gone, but which a peer has not unmapped yet. */
+#define P2PGPU_PARAM_SLOTS_DRAINING	9
 
 /**
  * struct drm_p2pgpu_getparam - read a property of the device
@@ -68,9 +83,10 @@ struct drm_p2pgpu_gem_create {
 /**
  * struct drm_p2pgpu_gem_mmap_offset - where to mmap an object
  *
- * The mapping must be shared. Its pages are faulted in one by one, in VRAM
- * through slots of the aperture; an access raises SIGBUS when no slot can be
- * had, as peers hold them all, or when the device is gone.
+ * The mapping must be shared. Its pages are faulted in when they are touched,
+ * those around them too, in VRAM through slots of the aperture. Slots are taken
+ * from peers if need be; an access raises SIGBUS when peers with a promise hold
+ * them all, or when the device is gone.
  *
  * ENOENT: no such handle.
  */
@@ -85,16 +101,36 @@ struct drm_p2pgpu_gem_mmap_offset {
 
 /* The object may be mapped by peers. */
 #define P2PGPU_PEER_EXPORTABLE		(1 << 0)
+/*
+ * Slots for all pages of the object are promised to its peers: whenever the
+ * object is in VRAM they can map it, for as long as it has the flag.
+ */
+#define P2PGPU_PEER_RESERVE		(1 << 1)
+/*
+ * The object is never moved to system memory for the sake of a peer, which is
+ * refused instead: EXDEV if it has no route to the aperture, ENOSPC if there
+ * are too few slots.
+ */
+#define P2PGPU_PEER_STRICT		(1 << 2)
+/* Peers may only read: a mapping that may write is refused with EACCES. */
+#define P2PGPU_PEER_READ_ONLY		(1 << 3)
 
 /**
- * struct drm_p2pgpu_gem_set_peer - say whether peers may map an object
+ * struct drm_p2pgpu_gem_set_peer - say whether and how peers may map an object
  *
- * Without the flag an object cannot be exported (EPERM from the PRIME ioctl)
- * and no peer maps it. Clearing the flag invalidates the importers that hold
- * it; they cannot map it again.
+ * Without P2PGPU_PEER_EXPORTABLE an object cannot be exported (EPERM from the
+ * PRIME ioctl) and no peer maps it. Clearing any flag, and setting
+ * P2PGPU_PEER_READ_ONLY, invalidates the importers: they map again by the new
+ * rules. After an error the flags and the promises are as they were, though
+ * importers may have been invalidated.
  *
- * EINVAL: unknown flag. ENOENT: no such handle. EBUSY: the flag is cleared, but
- * the accesses of an importer did not end in time.
+ * P2PGPU_PEER_RESERVE is granted if all promises together fit in the aperture.
+ * Peers of other objects are invalidated if they are in the way.
+ *
+ * EINVAL: unknown flag, or a flag without P2PGPU_PEER_EXPORTABLE. ENOENT: no
+ * such handle. ENOSPC: the promises would not fit. EBUSY: an importer that
+ * would have to let go pins the object, or does not let go in time; or the
+ * promises would fit, but peers do not let go of the slots.
  */
 struct drm_p2pgpu_gem_set_peer {
 	/** @handle: in */
@@ -127,15 +163,26 @@ struct drm_p2pgpu_gem_info {
 	__u32 importers;
 	/** @pins: out: importers that pin the object where it is */
 	__u32 pins;
+	/** @promised_slots: out: slots promised to the object */
+	__u32 promised_slots;
+	/** @reserved: out: 0 */
+	__u32 reserved;
 	/** @invalidations: out: times that importers had a mapping taken back */
 	__u64 invalidations;
 	/** @peer_maps: out: mappings given to importers through the aperture */
 	__u64 peer_maps;
 	/** @system_maps: out: mappings given to importers in system memory */
 	__u64 system_maps;
+	/**
+	 * @fall_backs: out: times that the object was moved to system memory
+	 * because an importer could not be given slots
+	 */
+	__u64 fall_backs;
+	/** @refusals: out: times that an importer was refused */
+	__u64 refusals;
 };
 
-/* The object can be mapped by the peer now. */
+/* The object can be mapped by the peer. */
 #define P2PGPU_PEER_YES			0
 /* The object is not flagged P2PGPU_PEER_EXPORTABLE. */
 #define P2PGPU_PEER_NOT_FLAGGED		1
@@ -145,22 +192,34 @@ struct drm_p2pgpu_gem_info {
 #define P2PGPU_PEER_NO_SLOTS		3
 /* The object has more pages than the aperture has slots. */
 #define P2PGPU_PEER_TOO_LARGE		4
+/* The device's policy denies this peer. */
+#define P2PGPU_PEER_DENIED		5
 
 /* How the peer reaches the aperture. */
 #define P2PGPU_ROUTE_NONE		0
 /* Through PCIe switches only, by bus address. */
 #define P2PGPU_ROUTE_SWITCH		1
-/* Through the host bridge (and the IOMMU, where there is one). */
+/* Through the host bridge, by physical address. */
 #define P2PGPU_ROUTE_HOST_BRIDGE	2
+/* Through the host bridge, by an address that the peer's IOMMU translates. */
+#define P2PGPU_ROUTE_IOMMU		3
+
+/*
+ * The answer YES holds: slots for the object are promised, so that the peer can
+ * map it at any time while it is in VRAM, whatever others do. Without this bit
+ * the answer is that of this moment.
+ */
+#define P2PGPU_PEER_QUERY_HOLDS		(1 << 0)
 
 /**
  * struct drm_p2pgpu_peer_query - can a peer map this object?
  *
- * The answer is that of this moment: what the object would need if it were in
- * VRAM, and whether that can be had now. It reserves nothing.
+ * Says what the object would need if it were in VRAM, and whether that can be
+ * had. It promises nothing: P2PGPU_PEER_RESERVE does. Whether an importer may
+ * write is not asked.
  *
  * ENOENT: no such handle. ENXIO: no such PCI device. EINVAL: the address is
- * malformed.
+ * malformed. EAGAIN: the device is just being bound to a driver or unbound.
  */
 struct drm_p2pgpu_peer_query {
 	/** @handle: in */
@@ -177,10 +236,21 @@ struct drm_p2pgpu_peer_query {
 	__u32 verdict;
 	/** @route: out: one of P2PGPU_ROUTE_* */
 	__u32 route;
+	/** @flags: out: any of P2PGPU_PEER_QUERY_* */
+	__u32 flags;
 	/** @slots_needed: out: slots that the object lacks for a peer mapping */
 	__u32 slots_needed;
-	/** @slots_available: out: as P2PGPU_PARAM_SLOTS_AVAILABLE */
-	__u32 slots_available;
+	/** @slots_free: out: slots that show nothing */
+	__u32 slots_free;
+	/**
+	 * @slots_reclaimable: out: slots of other objects that no peer holds,
+	 * or that are lent to peers
+	 */
+	__u32 slots_reclaimable;
+	/** @slots_reserved: out: as P2PGPU_PARAM_SLOTS_RESERVED */
+	__u32 slots_reserved;
+	/** @slots_pinned: out: as P2PGPU_PARAM_SLOTS_PINNED */
+	__u32 slots_pinned;
 	/** @slots_total: out: as P2PGPU_PARAM_SLOTS_TOTAL */
 	__u32 slots_total;
 };
@@ -192,9 +262,10 @@ struct drm_p2pgpu_peer_query {
  * themselves. Returns when the bytes are in their new place. Moving an object
  * to where it is does nothing.
  *
- * EBUSY: an importer pins the object or does not let go. ENOSPC: not enough free VRAM. EINVAL:
- * unknown placement or flag. ENOENT: no such handle. EIO: the copy failed and
- * the object is where it was.
+ * EBUSY: an importer pins the object, does not let go, or lets go so late that
+ * the promises could not be kept. ENOSPC: not enough free VRAM. EINVAL: unknown
+ * placement or flag. ENOENT: no such handle. EIO: the copy failed and the
+ * object is where it was.
  */
 struct drm_p2pgpu_gem_move {
 	/** @handle: in */

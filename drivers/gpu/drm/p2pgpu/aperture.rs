@@ -12,13 +12,12 @@ use crate::{
     },
     regs::{
         self,
-        Operation,
-        PTES_PER_LEAF,
         SLOT_SIZE, //
     },
     slots::{
         Class,
         Counts,
+        NoPromise,
         PageName,
         Released,
         Slot,
@@ -27,16 +26,13 @@ use crate::{
         Storage,
         Took, //
     },
+    table::Flush,
     vram::VramPages, //
 };
+use core::ops::Range;
 use kernel::{
-    device,
-    dma::Coherent,
     drm::gem::managed,
-    io::{
-        io_write,
-        PhysAddr, //
-    },
+    io::PhysAddr,
     mm::fault::{
         Fault,
         Outcome, //
@@ -59,23 +55,77 @@ impl Storage for KernelMemory {
     }
 }
 
+/// Pages that a CPU's fault shows at once, if slots can be had cheaply: an aligned group.
+const FAULT_GROUP: usize = 16;
+
 /// The slots of a device.
 #[pin_data]
 pub(crate) struct Aperture {
     /// Held while slots change hands and their entries are flushed, and while page-table entries
     /// of CPU mappings are installed: a slot that is taken has no CPU mapping.
     #[pin]
-    slots: Mutex<Slots<KernelMemory>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    slots: Slots<KernelMemory>,
+    /// Slots that are about to be promised or to drain, and are not lent meanwhile.
+    claimed: u32,
+}
+
+impl State {
+    /// Slots that can be taken and then held as `class`, claims of others being kept.
+    fn available(&self, class: Class) -> u32 {
+        let available = self.slots.available(class);
+        match class {
+            Class::Lent => available.saturating_sub(self.claimed),
+            Class::Promised => available,
+        }
+    }
 }
 
 /// Names of the pages of an object, from that of its first page.
 #[derive(Clone, Copy)]
 pub(crate) struct Names(pub(crate) PageName);
 
-impl Names {
-    fn of(self, index: usize) -> Result<PageName> {
+/// Pages of VRAM by their names.
+#[derive(Clone, Copy)]
+pub(crate) struct NamedPages<'a> {
+    pub(crate) names: Names,
+    pub(crate) vram: &'a VramPages,
+}
+
+impl NamedPages<'_> {
+    fn name(&self, index: usize) -> Result<PageName> {
         let index = PageName::try_from(index)?;
-        self.0.checked_add(index).ok_or(EOVERFLOW)
+        self.names.0.checked_add(index).ok_or(EOVERFLOW)
+    }
+}
+
+/// Why pages were not shown.
+pub(crate) enum NotShown {
+    /// Slots that are lent to peers of other objects are missing.
+    Lent,
+    /// Another reason. `ENOSPC`: there are too few slots, whoever lets go.
+    Failed(Error),
+}
+
+impl<E: Into<Error>> From<E> for NotShown {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Slots that are not lent to anybody while this lives.
+pub(crate) struct Claim<'a> {
+    aperture: &'a Aperture,
+    count: u32,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut state = self.aperture.state.lock();
+        state.claimed = state.claimed.saturating_sub(self.count);
     }
 }
 
@@ -83,173 +133,203 @@ impl Aperture {
     /// An aperture of `count` slots, all free.
     pub(crate) fn new(count: usize) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            slots <- new_mutex!(
-                Slots::new(u32::try_from(count)?)?,
-                "p2pgpu::aperture::slots"
+            state <- new_mutex!(
+                State {
+                    slots: Slots::new(u32::try_from(count)?)?,
+                    claimed: 0,
+                },
+                "p2pgpu::aperture::state"
             ),
         }? Error)
     }
 
     /// Number of slots.
     pub(crate) fn total(&self) -> usize {
-        self.slots.lock().total()
+        self.state.lock().slots.total()
     }
 
-    /// Slots that a peer could be given now.
+    /// Slots that can be lent now, without taking any from other peers.
     pub(crate) fn available(&self) -> u32 {
-        self.slots.lock().available(Class::Lent)
+        self.state.lock().available(Class::Lent)
     }
 
     /// Slots by state.
     pub(crate) fn counts(&self) -> Counts {
-        self.slots.lock().counts()
+        self.state.lock().slots.counts()
+    }
+
+    /// Slots that are claimed.
+    pub(crate) fn claimed(&self) -> u32 {
+        self.state.lock().claimed
     }
 
     /// Calls `each` with the state of every slot, in order.
     pub(crate) fn for_each(&self, mut each: impl FnMut(Slot)) {
-        let slots = self.slots.lock();
+        let state = self.state.lock();
         let mut id = 0;
-        while let Some(slot) = slots.get(id) {
+        while let Some(slot) = state.slots.get(id) {
             each(slot);
             id += 1;
         }
     }
 
-    /// Slots that show pages of `vram`, and those that peers hold.
-    pub(crate) fn usage(&self, names: Names, vram: &VramPages) -> Result<(u32, u32)> {
-        let slots = self.slots.lock();
+    /// Slots that show pages of the object, and those that peers hold.
+    pub(crate) fn usage(&self, pages: NamedPages<'_>) -> Result<(u32, u32)> {
+        let state = self.state.lock();
         let (mut shown, mut held) = (0, 0);
-        for index in 0..vram.count() {
-            let name = names.of(index)?;
-            match slots.get(vram.hint(index)) {
-                Some(Slot::Idle { page, .. }) if page == name => shown += 1,
-                Some(Slot::Peers { page, .. }) if page == name => {
-                    shown += 1;
-                    held += 1;
-                }
-                _ => {}
-            }
+        for index in 0..pages.vram.count() {
+            let slot = state.slots.get(pages.vram.hint(index));
+            shown += u32::from(shows(slot, pages.name(index)?));
+            held += u32::from(holds(slot, pages.name(index)?).is_some());
         }
         Ok((shown, held))
     }
 
-    /// A CPU touched page `index` of `vram`: shows it in a slot and maps that.
+    /// A CPU touched page `index`: shows it in a slot and maps that, and the pages around it too.
+    ///
+    /// For the pages around only slots are taken that are free; if a walk over the object has come
+    /// here, also idle ones.
     pub(crate) fn fault(
         &self,
         dev: &DrmDevice,
         gpu: &Gpu<'_>,
-        (names, vram): (Names, &VramPages),
+        pages: NamedPages<'_>,
         index: usize,
         fault: &Fault<'_>,
-    ) -> Result<Outcome> {
-        let name = names.of(index)?;
-        let mut slots = self.slots.lock();
-        let mut slot = vram.hint(index);
-        if !slots.touch(slot, name) {
-            slot = take(dev, &mut slots)?;
-            let mut flush = Flush::new(Some(gpu));
-            let shown = flush
-                .set(slot, regs::pte(vram.page(index)?))
-                .and_then(|()| flush.finish());
-            if let Err(error) = shown {
-                slots.give_back(slot);
-                return Err(error);
-            }
-            slots.install(slot, name);
-            vram.set_hint(index, slot);
+    ) -> Result<Outcome, NotShown> {
+        let first = index - index % FAULT_GROUP;
+        let group = first..pages.vram.count().min(first + FAULT_GROUP);
+        let mut missing = Group::new();
+        let mut state = self.state.lock();
+        let takable = state.available(Class::Promised);
+        let slots = &mut state.slots;
+
+        if !slots.touch(pages.vram.hint(index), pages.name(index)?) {
+            missing.push(index);
         }
-        let phys = gpu.aperture_phys(slot)?;
-        let pfn = usize::try_from(phys)? / SLOT_SIZE;
-        // SAFETY: The slot is of our BAR and shows the page that faulted. Whoever takes it from the
-        // page does so under the lock that we hold, and zaps the page first; so does unbinding.
-        Ok(unsafe { fault.insert_pfn(pfn) })
+        // What is shown becomes the warmest, so that it is not taken for others of the group.
+        let mut own = 0;
+        let mut walk = index == first;
+        for other in group.clone() {
+            let slot = pages.vram.hint(other);
+            if slots.touch(slot, pages.name(other)?) {
+                own += u32::from(matches!(slots.get(slot), Some(Slot::Idle { .. })));
+                walk |= other + 1 == index;
+            } else if other != index {
+                missing.push(other);
+            }
+        }
+        if missing.starts_with(index) {
+            if takable == 0 {
+                return Err(match slots.counts().lent {
+                    0 => ENOSPC.into(),
+                    _ => NotShown::Lent,
+                });
+            }
+            let cheap = match walk {
+                true => takable.saturating_sub(own),
+                false => slots.counts().free,
+            };
+            missing.truncate(usize::try_from(cheap.max(1))?);
+            show(dev, gpu, slots, pages, missing.get())?;
+        }
+
+        let mut outcome = Outcome::Sigbus;
+        for other in group {
+            let slot = pages.vram.hint(other);
+            if !shows(slots.get(slot), pages.name(other)?) {
+                continue;
+            }
+            let pfn = usize::try_from(gpu.aperture_phys(slot)?)? / SLOT_SIZE;
+            // SAFETY: The slot is of our BAR and shows this page. Whoever takes it from the page
+            // does so under the lock that we hold, and zaps the page first; so does unbinding.
+            let inserted = unsafe { fault.insert_pfn_near(index, other, pfn) };
+            if other == index {
+                outcome = inserted;
+            }
+        }
+        Ok(outcome)
     }
 
-    /// Shows all pages of `vram` for a peer, which holds the slots until [`Aperture::unmap`].
+    /// Shows the pages `range` for a peer, which holds the slots until [`Aperture::unmap`].
     ///
-    /// `ENOSPC`: there are too few slots that can be had; nothing has changed.
+    /// On an error nothing has changed.
     pub(crate) fn map(
         &self,
         dev: &DrmDevice,
         gpu: &Gpu<'_>,
-        names: Names,
-        vram: &VramPages,
-    ) -> Result<KVVec<SlotId>> {
-        let mut held = KVVec::with_capacity(vram.count(), GFP_KERNEL)?;
+        pages: NamedPages<'_>,
+        range: Range<usize>,
+        class: Class,
+    ) -> Result<KVVec<SlotId>, NotShown> {
+        let mut held = KVVec::with_capacity(range.len(), GFP_KERNEL)?;
         let mut missing = KVVec::new();
-        let mut slots = self.slots.lock();
+        let mut state = self.state.lock();
+
+        // Pages that no peer holds yet, shown or not.
+        let mut fresh = 0u32;
+        for index in range.clone() {
+            let slot = state.slots.get(pages.vram.hint(index));
+            let name = pages.name(index)?;
+            if holds(slot, name).is_none() {
+                fresh += 1;
+            }
+            if !shows(slot, name) {
+                missing.push(index, GFP_KERNEL)?;
+            }
+        }
+        let short = fresh.saturating_sub(state.available(class));
+        let slots = &mut state.slots;
+        if short != 0 {
+            let mut others = slots.counts().lent;
+            for index in 0..pages.vram.count() {
+                let slot = slots.get(pages.vram.hint(index));
+                let own = holds(slot, pages.name(index)?) == Some(Class::Lent);
+                others = others.saturating_sub(own.into());
+            }
+            return Err(match short <= others {
+                true => NotShown::Lent,
+                false => ENOSPC.into(),
+            });
+        }
 
         let found = (|| {
-            for index in 0..vram.count() {
-                let slot = vram.hint(index);
-                if slots.hold(slot, names.of(index)?, Class::Lent) {
+            // Those that are shown are held first: they are not taken for the others.
+            for index in range.clone() {
+                let (slot, name) = (pages.vram.hint(index), pages.name(index)?);
+                if slots.hold(slot, name, class) {
                     held.push(slot, GFP_KERNEL)?;
-                } else {
-                    missing.push(index, GFP_KERNEL)?;
+                } else if shows(slots.get(slot), name) {
+                    return Err(EOVERFLOW);
                 }
             }
-            if u32::try_from(missing.len())? > slots.available(Class::Lent) {
-                return Err(ENOSPC);
-            }
-            self.show_all(dev, gpu, &mut slots, (names, vram), &missing)
+            show(dev, gpu, slots, pages, &missing)
         })();
         if let Err(error) = found {
             for slot in held {
                 slots.unhold(slot);
             }
-            return Err(error);
+            return Err(error.into());
         }
 
         // All pages are shown now: list their slots in the order of the pages.
         held.clear();
-        for index in 0..vram.count() {
-            let slot = vram.hint(index);
+        for index in range {
+            let slot = pages.vram.hint(index);
             if missing.binary_search(&index).is_ok() {
-                slots.hold(slot, names.of(index)?, Class::Lent);
+                slots.hold(slot, pages.name(index)?, class);
             }
             held.push(slot, GFP_KERNEL)?;
         }
         Ok(held)
     }
 
-    /// Shows the pages `missing` of `vram`, in adjacent slots if there are such. One flush.
-    fn show_all(
-        &self,
-        dev: &DrmDevice,
-        gpu: &Gpu<'_>,
-        slots: &mut Slots<KernelMemory>,
-        (names, vram): (Names, &VramPages),
-        missing: &[usize],
-    ) -> Result {
-        let run = slots.take_run(u32::try_from(missing.len())?);
-        let mut flush = Flush::new(Some(gpu));
-        let shown = (|| {
-            let mut next = run;
-            for &index in missing {
-                let slot = match next {
-                    Some(slot) => slot,
-                    None => take(dev, slots)?,
-                };
-                next = next.map(|slot| slot + 1);
-                vram.set_hint(index, slot);
-                flush.set(slot, regs::pte(vram.page(index)?))?;
-            }
-            flush.finish()
-        })();
-        for &index in missing {
-            match shown {
-                Ok(()) => slots.install(vram.hint(index), names.of(index)?),
-                Err(_) => slots.give_back(vram.hint(index)),
-            }
-        }
-        shown
-    }
-
     /// A peer lets go of the slots that [`Aperture::map`] gave it.
     ///
     /// Without hardware the translations are gone already.
     pub(crate) fn unmap(&self, gpu: Option<&Gpu<'_>>, held: &[SlotId]) -> Result {
-        let mut slots = self.slots.lock();
+        let mut state = self.state.lock();
+        let slots = &mut state.slots;
         let mut flush = Flush::new(gpu);
         // An error keeps slots from being used again, but not their holders from letting go.
         let mut cleared = Ok(());
@@ -265,150 +345,229 @@ impl Aperture {
         Ok(())
     }
 
-    /// The pages of `vram` leave: their slots become free, or drain while peers hold them.
+    /// The pages leave: their slots become free, or drain while peers hold them.
     ///
-    /// The caller has zapped the CPU mappings, and holds off new ones.
-    pub(crate) fn release(&self, gpu: Option<&Gpu<'_>>, names: Names, vram: &VramPages) -> Result {
-        let mut slots = self.slots.lock();
+    /// The caller has zapped the CPU mappings, and holds off new ones. The slots that drain of an
+    /// object that is promised were claimed.
+    pub(crate) fn release(&self, gpu: Option<&Gpu<'_>>, pages: NamedPages<'_>) -> Result {
+        let mut state = self.state.lock();
+        let slots = &mut state.slots;
         let mut flush = Flush::new(gpu);
         let mut cleared = Ok(());
-        for index in 0..vram.count() {
-            let slot = vram.hint(index);
-            if slots.release(slot, names.of(index)?) == Released::Taken {
+        for index in 0..pages.vram.count() {
+            let slot = pages.vram.hint(index);
+            if slots.release(slot, pages.name(index)?) == Released::Taken {
                 cleared = cleared.and(flush.set(slot, 0));
             }
         }
         cleared.and(flush.finish())?;
-        for index in 0..vram.count() {
-            slots.give_back(vram.hint(index));
-        }
-        Ok(())
-    }
-}
-
-/// Takes a slot, from a page that only CPUs map if need be: then they fault again.
-fn take(dev: &DrmDevice, slots: &mut Slots<KernelMemory>) -> Result<SlotId> {
-    match slots.take().ok_or(ENOSPC)? {
-        Took::Free(slot) => Ok(slot),
-        Took::Idle(slot, name) => {
-            let start = u64::from(name) << regs::SLOT_SHIFT;
-            managed::zap_offsets(dev, start..start + SLOT_SIZE as u64);
-            Ok(slot)
-        }
-    }
-}
-
-/// Changes of page-table entries, and the slot ranges that have to be flushed for them.
-///
-/// Needs no memory, so that slots can always be released. Used under the lock of the slots: what
-/// is taken when the lock is, was taken by its holder.
-struct Flush<'a, 'drm> {
-    /// Without hardware there are no translations.
-    gpu: Option<&'a Gpu<'drm>>,
-    /// The range that grows: first slot and number of slots.
-    run: Option<(SlotId, u32)>,
-    /// Ranges in the table's list.
-    count: usize,
-}
-
-impl<'a, 'drm> Flush<'a, 'drm> {
-    fn new(gpu: Option<&'a Gpu<'drm>>) -> Self {
-        Self {
-            gpu,
-            run: None,
-            count: 0,
-        }
-    }
-
-    /// Stores the entry of a slot that is taken.
-    fn set(&mut self, slot: SlotId, pte: u64) -> Result {
-        let Some(gpu) = self.gpu else {
-            return Ok(());
-        };
-        gpu.table.set(slot, pte)?;
-        match &mut self.run {
-            Some((first, len)) if first.checked_add(*len) == Some(slot) => *len += 1,
-            _ => {
-                self.close_run(gpu)?;
-                self.run = Some((slot, 1));
-            }
+        for index in 0..pages.vram.count() {
+            slots.give_back(pages.vram.hint(index));
         }
         Ok(())
     }
 
-    fn close_run(&mut self, gpu: &Gpu<'_>) -> Result {
-        let Some((first, len)) = self.run.take() else {
-            return Ok(());
-        };
-        if self.count == gpu.table.ranges.len() {
-            self.execute(gpu)?;
+    /// Keeps `count` slots from being lent, whatever is lent already.
+    pub(crate) fn claim(&self, count: u32) -> Claim<'_> {
+        let mut state = self.state.lock();
+        state.claimed = state.claimed.saturating_add(count);
+        Claim {
+            aperture: self,
+            count,
         }
-        io_write!(gpu.table.ranges, [try: self.count], regs::slot_range(first, len));
-        self.count += 1;
-        Ok(())
     }
 
-    fn execute(&mut self, gpu: &Gpu<'_>) -> Result {
-        let count = core::mem::take(&mut self.count);
-        if count == 0 {
-            return Ok(());
+    /// Claims the slots that will drain if the pages of a promised object leave now, as peers
+    /// hold them. `EBUSY`: with them the promises could not be kept.
+    pub(crate) fn claim_drain(&self, pages: NamedPages<'_>) -> Result<Claim<'_>> {
+        let mut state = self.state.lock();
+        let mut count = 0;
+        for index in 0..pages.vram.count() {
+            let slot = state.slots.get(pages.vram.hint(index));
+            count += u32::from(holds(slot, pages.name(index)?) == Some(Class::Promised));
         }
-        let flush = || {
-            let ranges = gpu.table.ranges.dma_address();
-            gpu.aperture_ring.run(Operation::Flush, count, ranges)
-        };
-        // What the slots show must not be left open. The second time finds the ring restarted.
-        flush().or_else(|_| flush())
-    }
-
-    /// Makes the changes take effect: one doorbell, unless they lie in more than 65,536 pieces.
-    fn finish(&mut self) -> Result {
-        if let Some(gpu) = self.gpu {
-            self.close_run(gpu)?;
-            self.execute(gpu)?;
+        if !state.slots.may_drain(count.saturating_add(state.claimed)) {
+            return Err(EBUSY);
         }
-        Ok(())
-    }
-}
-
-/// The page table of a bound device, in memory that the device reads.
-pub(crate) struct PageTable {
-    root: Coherent<[u64]>,
-    leaves: KVVec<Coherent<[u64]>>,
-    /// Slot ranges of a flush. Used under the lock of the slots.
-    ranges: Coherent<[u64]>,
-}
-
-impl PageTable {
-    /// A table for `count` slots, none of them installed.
-    pub(crate) fn new(dev: &device::Device<device::Bound>, count: usize) -> Result<Self> {
-        let leaf_count = count.div_ceil(PTES_PER_LEAF);
-        // The device wants the root aligned to a page: coherent memory of whole pages is.
-        let root_len = leaf_count.next_multiple_of(PTES_PER_LEAF);
-        let root: Coherent<[u64]> = Coherent::zeroed_slice(dev, root_len, GFP_KERNEL)?;
-        let mut leaves = KVVec::with_capacity(leaf_count, GFP_KERNEL)?;
-        for index in 0..leaf_count {
-            let leaf: Coherent<[u64]> = Coherent::zeroed_slice(dev, PTES_PER_LEAF, GFP_KERNEL)?;
-            io_write!(root, [try: index], leaf.dma_address().to_le());
-            leaves.push(leaf, GFP_KERNEL)?;
-        }
-        Ok(Self {
-            root,
-            leaves,
-            ranges: Coherent::zeroed_slice(dev, count.min(regs::LIST_MAX), GFP_KERNEL)?,
+        state.claimed = state.claimed.saturating_add(count);
+        drop(state);
+        Ok(Claim {
+            aperture: self,
+            count,
         })
     }
 
-    /// DMA address of the root.
-    pub(crate) fn root(&self) -> u64 {
-        self.root.dma_address()
+    /// Promises an object as many slots as are claimed, one for each of its pages. `shown` are
+    /// its pages, if they are in VRAM: slots that peers hold become part of the promise.
+    pub(crate) fn promise(
+        &self,
+        shown: Option<NamedPages<'_>>,
+        claim: &Claim<'_>,
+    ) -> Result<(), NoPromise> {
+        let mut state = self.state.lock();
+        // What others claim is as good as promised. It counts in the way, as it may yet end.
+        let others = state.claimed.saturating_sub(claim.count);
+        let slots = &mut state.slots;
+        reclass(slots, shown, Class::Promised);
+        let promised = match slots.promise(claim.count) {
+            Ok(()) if !slots.may_drain(others) => {
+                slots.unpromise(claim.count);
+                Err(NoPromise::InTheWay(others))
+            }
+            result => result,
+        };
+        if promised.is_err() {
+            reclass(slots, shown, Class::Lent);
+        }
+        promised
     }
 
-    fn set(&self, slot: SlotId, pte: u64) -> Result {
-        let slot = usize::try_from(slot)?;
-        let leaf = self.leaves.get(slot / PTES_PER_LEAF).ok_or(EINVAL)?;
-        io_write!(leaf, [try: slot % PTES_PER_LEAF], pte.to_le());
-        Ok(())
+    /// Takes back the promise to an object of `count` pages.
+    pub(crate) fn unpromise(&self, shown: Option<NamedPages<'_>>, count: u32) {
+        let slots = &mut self.state.lock().slots;
+        slots.unpromise(count);
+        reclass(slots, shown, Class::Lent);
+    }
+}
+
+/// Whether `slot` shows the page `name`.
+fn shows(slot: Option<Slot>, name: PageName) -> bool {
+    matches!(slot, Some(Slot::Idle { page, .. } | Slot::Peers { page, .. }) if page == name)
+}
+
+/// What the slot counts as, if it shows the page `name` and peers hold it.
+fn holds(slot: Option<Slot>, name: PageName) -> Option<Class> {
+    match slot {
+        Some(Slot::Peers { page, class, .. }) if page == name => Some(class),
+        _ => None,
+    }
+}
+
+/// The slots that peers hold of an object count as `class` from now on.
+fn reclass(slots: &mut Slots<KernelMemory>, shown: Option<NamedPages<'_>>, class: Class) {
+    let Some(pages) = shown else {
+        return;
+    };
+    for index in 0..pages.vram.count() {
+        if let Ok(name) = pages.name(index) {
+            slots.reclass(pages.vram.hint(index), name, class);
+        }
+    }
+}
+
+/// Shows the pages `missing`, which no slot shows, in adjacent slots if there are such. One flush.
+///
+/// `ENOSPC`: too few slots are free or idle. On an error none of them is shown.
+fn show(
+    dev: &DrmDevice,
+    gpu: &Gpu<'_>,
+    slots: &mut Slots<KernelMemory>,
+    pages: NamedPages<'_>,
+    missing: &[usize],
+) -> Result {
+    let mut run = slots.take_run(u32::try_from(missing.len())?);
+    let mut zap = Zap { dev, run: None };
+    let mut taken = 0;
+    let mut shown = Ok(());
+    for &index in missing {
+        let slot = match run {
+            Some(slot) => {
+                run = slot.checked_add(1);
+                slot
+            }
+            None => match slots.take() {
+                Some(Took::Free(slot)) => slot,
+                Some(Took::Idle(slot, name)) => {
+                    zap.add(name);
+                    slot
+                }
+                None => {
+                    shown = Err(ENOSPC);
+                    break;
+                }
+            },
+        };
+        pages.vram.set_hint(index, slot);
+        taken += 1;
+    }
+    // The pages that lost a slot fault again, before it shows another.
+    zap.finish();
+
+    let mut flush = Flush::new(Some(gpu));
+    for &index in missing.iter().take(taken) {
+        let pte = pages.vram.page(index).map(regs::pte);
+        shown = shown.and(pte.and_then(|pte| flush.set(pages.vram.hint(index), pte)));
+    }
+    shown = shown.and_then(|()| flush.finish());
+    for &index in missing.iter().take(taken) {
+        let slot = pages.vram.hint(index);
+        match (shown, pages.name(index)) {
+            (Ok(()), Ok(name)) => slots.install(slot, name),
+            _ => slots.give_back(slot),
+        }
+    }
+    shown
+}
+
+/// Pages to show in a fault: the one that was touched first.
+struct Group {
+    pages: [usize; FAULT_GROUP],
+    len: usize,
+}
+
+impl Group {
+    fn new() -> Self {
+        Self {
+            pages: [0; FAULT_GROUP],
+            len: 0,
+        }
+    }
+
+    /// Adds a page, if there is room.
+    fn push(&mut self, page: usize) {
+        if let Some(place) = self.pages.get_mut(self.len) {
+            *place = page;
+            self.len += 1;
+        }
+    }
+
+    fn starts_with(&self, page: usize) -> bool {
+        self.get().first() == Some(&page)
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    fn get(&self) -> &[usize] {
+        self.pages.get(..self.len).unwrap_or(&[])
+    }
+}
+
+/// CPU mappings to be removed, by the names of the pages; neighbours at once.
+struct Zap<'a> {
+    dev: &'a DrmDevice,
+    run: Option<Range<u64>>,
+}
+
+impl Zap<'_> {
+    fn add(&mut self, name: PageName) {
+        let name = u64::from(name);
+        match &mut self.run {
+            Some(run) if run.end == name => run.end = name + 1,
+            Some(run) if run.start == name + 1 => run.start = name,
+            _ => {
+                self.finish();
+                self.run = Some(name..name + 1);
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(run) = self.run.take() {
+            let (start, end) = (run.start << regs::SLOT_SHIFT, run.end << regs::SLOT_SHIFT);
+            managed::zap_offsets(self.dev, start..end);
+        }
     }
 }
 

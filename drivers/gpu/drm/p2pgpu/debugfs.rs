@@ -4,6 +4,7 @@
 //!
 //! - `resources`: what exists now, a name and a number a line;
 //! - `counters`: the device's own counters, a name and a number a line;
+//! - `refusals`: how often peers were refused for which reason, a name and a number a line;
 //! - `faults`: the device's fault log, after a look for writes to slots that are not installed;
 //! - `aperture`: a map, a character a slot.
 
@@ -16,7 +17,10 @@ use crate::{
         self,
         Operation, //
     },
-    slots::Slot, //
+    slots::{
+        Class,
+        Slot, //
+    }, //
 };
 use kernel::{
     debugfs::{
@@ -72,7 +76,7 @@ impl Drop for Root {
 
 /// The files of a device; dropping it removes them.
 pub(crate) struct DebugFiles {
-    _files: [Entry; 4],
+    _files: [Entry; 5],
     _dir: Dir,
 }
 
@@ -92,6 +96,10 @@ impl DebugFiles {
             )?,
             KBox::pin_init(
                 dir.read_callback_file(c"counters", drm(), &counters),
+                GFP_KERNEL,
+            )?,
+            KBox::pin_init(
+                dir.read_callback_file(c"refusals", drm(), &refusals),
                 GFP_KERNEL,
             )?,
             KBox::pin_init(
@@ -132,7 +140,11 @@ fn resources(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt:
         )?;
         writeln!(f, "slots_idle {}", counts.idle)?;
         writeln!(f, "slots_peer {}", counts.held)?;
+        writeln!(f, "slots_lent {}", counts.lent)?;
         writeln!(f, "slots_draining {}", counts.draining)?;
+        writeln!(f, "slots_promised {}", counts.promised)?;
+        writeln!(f, "slots_reserved {}", dev.reserved())?;
+        writeln!(f, "slots_claimed {}", dev.aperture.claimed())?;
         writeln!(f, "vram_used {}", dev.vram.size() - dev.vram.free())
     })
 }
@@ -149,6 +161,15 @@ fn counters(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::
         // Counted here and not by the device: interrupts of its fault log that arrived.
         let interrupts = gpu.fault_interrupts.load(Relaxed);
         writeln!(f, "fault_interrupts {interrupts}")
+    })
+}
+
+fn refusals(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    with_gpu(drm, |dev, _| {
+        for (name, count) in dev.refusals.iter() {
+            writeln!(f, "{name} {count}")?;
+        }
+        Ok(())
     })
 }
 
@@ -188,7 +209,8 @@ fn aperture(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::
     with_gpu(drm, |dev, _| {
         writeln!(
             f,
-            ". free, c idle or CPU, P peers, d draining; {MAP_WIDTH} slots a line"
+            ". free, c idle or CPU, p lent to peers, P held by promise, d draining; \
+             {MAP_WIDTH} slots a line"
         )?;
         let mut column = 0;
         let mut result = Ok(());
@@ -196,7 +218,10 @@ fn aperture(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::
             let symbol = match slot {
                 Slot::Free | Slot::Taken => '.',
                 Slot::Idle { .. } => 'c',
-                Slot::Peers { .. } => 'P',
+                Slot::Peers { class, .. } => match class {
+                    Class::Lent => 'p',
+                    Class::Promised => 'P',
+                },
                 Slot::Draining { .. } => 'd',
             };
             column = (column + 1) % MAP_WIDTH;

@@ -3,14 +3,16 @@
 //! Probe and unbind: what belongs to the DRM device, and what to the bound PCI device.
 
 use crate::{
-    aperture::{
-        Aperture,
-        PageTable, //
-    },
+    aperture::Aperture,
     debugfs::DebugFiles,
     file::File,
-    gem::Object,
+    gem::{
+        self,
+        Object, //
+    },
     migrate,
+    pressure::LastMap,
+    refusal::Refusals,
     regs::{
         self,
         Bar, //
@@ -21,6 +23,7 @@ use crate::{
         RingId, //
     },
     slots::SlotId,
+    table::PageTable,
     vram::Vram, //
 };
 use kernel::{
@@ -58,7 +61,10 @@ use kernel::{
         Arc,
         Mutex, //
     },
-    time::Delta, //
+    time::{
+        Delta,
+        Instant, //
+    }, //
 };
 
 /// Longest wait, at unbind, for importers that unmap later than they were told.
@@ -81,6 +87,15 @@ pub(crate) struct DrmData {
     objects: Atomic<usize>,
     /// Mappings that importers hold, of all objects.
     mappings: Atomic<usize>,
+    /// Pages of the objects flagged for a reservation.
+    reserved: Atomic<u32>,
+    /// Peer mappings made through the aperture.
+    turn: Atomic<u64>,
+    /// How often peers were refused.
+    pub(crate) refusals: Refusals,
+    /// Held while slots for a promise are found.
+    #[pin]
+    pub(crate) promising: Mutex<()>,
     /// Set before unbind: importers are not given anything any more.
     leaving: Atomic<bool>,
     /// Objects with importers, once for each attachment.
@@ -103,6 +118,28 @@ impl DrmData {
         self.mappings.fetch_add(change.cast_unsigned(), Release);
     }
 
+    /// Pages of the objects flagged for a reservation.
+    pub(crate) fn reserved(&self) -> u32 {
+        self.reserved.load(Relaxed)
+    }
+
+    /// Counts an object that is flagged for a reservation, or no longer.
+    pub(crate) fn reserved_count(&self, obj: &Object, is: bool) {
+        // Objects are never larger than this counts.
+        let pages = gem::page_count(obj).unwrap_or(0);
+        let change = if is { pages } else { pages.wrapping_neg() };
+        self.reserved.fetch_add(change, Relaxed);
+    }
+
+    /// The mark of a peer mapping that is made now.
+    pub(crate) fn next_map(&self) -> LastMap {
+        LastMap {
+            // From 1.
+            turn: self.turn.fetch_add(1, Relaxed).saturating_add(1),
+            at: Instant::now(),
+        }
+    }
+
     /// Whether the device is being unbound.
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.load(Acquire)
@@ -111,6 +148,14 @@ impl DrmData {
     /// An importer has attached to `obj`.
     pub(crate) fn attached(&self, obj: &Object) -> Result {
         Ok(self.attached.lock().push(obj.into(), GFP_KERNEL)?)
+    }
+
+    /// Calls `each` with the objects that have importers, some more than once. None of them is
+    /// freed meanwhile.
+    pub(crate) fn for_each_attached(&self, mut each: impl FnMut(&ARef<Object>)) {
+        for obj in &*self.attached.lock() {
+            each(obj);
+        }
     }
 
     /// An importer has detached from `obj`.
@@ -283,6 +328,10 @@ impl pci::Driver for P2pGpu {
             vram: Vram::new(vram_size)?,
             objects: Atomic::new(0),
             mappings: Atomic::new(0),
+            reserved: Atomic::new(0),
+            turn: Atomic::new(0),
+            refusals: Refusals::new(),
+            promising <- new_mutex!((), "p2pgpu::driver::promising"),
             leaving: Atomic::new(false),
             attached: KBox::pin_init(
                 new_mutex!(KVec::new(), "p2pgpu::driver::attached"),

@@ -3,11 +3,15 @@
 //! The dma-buf exporter: importers are given slots of the aperture, or system memory.
 //!
 //! An importer that can be a peer gets the object where it is. One that cannot, as it is static,
-//! cannot use addresses without pages, or has no route to the aperture, gets it in system memory,
-//! where it is migrated first; GEM_INFO counts how often that happened.
+//! cannot use addresses without pages, has no route to the aperture, or finds no slots, gets it in
+//! system memory, where it is migrated first; GEM_INFO counts how often that happened. A strict
+//! object stays where it is, and the importer is refused.
 
 use crate::{
-    aperture,
+    aperture::{
+        self,
+        NotShown, //
+    },
     driver::Gpu,
     gem::{
         self,
@@ -18,7 +22,20 @@ use crate::{
         State, //
     },
     migrate,
-    slots::SlotId,
+    pressure::{
+        self,
+        Patience,
+        Told,
+        Victims, //
+    },
+    refusal::{
+        refuse,
+        Reason, //
+    },
+    slots::{
+        Class,
+        SlotId, //
+    },
     vram::VramPages, //
 };
 use core::ops::DerefMut;
@@ -69,10 +86,32 @@ fn with_live_gpu<R>(obj: &Object, f: impl FnOnce(&Gpu<'_>) -> Result<R>) -> Resu
     gem::with_gpu(obj, |gpu| f(gpu.ok_or(ENODEV)?))
 }
 
-fn check_flag(obj: &Object) -> Result {
-    if obj.state.lock().peer_flags & uapi::P2PGPU_PEER_EXPORTABLE == 0 {
-        return Err(EPERM);
+/// Whether the importer may have the object, where it is or where it would be moved.
+fn check(obj: &Object, gpu: &Gpu<'_>, importer: &ImporterInfo<'_>) -> Result {
+    let (flagged, strict, kind) = {
+        let state = obj.state.lock();
+        (
+            state.has_flag(uapi::P2PGPU_PEER_EXPORTABLE),
+            state.has_flag(uapi::P2PGPU_PEER_STRICT),
+            state.placement.kind(),
+        )
+    };
+    if !flagged {
+        return Err(refuse(obj, Reason::NotFlagged));
     }
+    if strict && kind == PlacementKind::Vram && !is_peer(gpu, importer) {
+        return Err(refuse(obj, Reason::NoRoute));
+    }
+    Ok(())
+}
+
+/// Moves the object to system memory, as an importer cannot be given slots.
+fn fall_back(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>) -> Result {
+    if obj.placement().kind() == PlacementKind::System {
+        return Ok(());
+    }
+    migrate::migrate(obj, gpu, held, PlacementKind::System)?;
+    obj.state.lock().fall_backs += 1;
     Ok(())
 }
 
@@ -83,7 +122,7 @@ impl Exporter for Bo {
     type Mapping = Mapping;
 
     fn attach(obj: &Object, importer: &ImporterInfo<'_>) -> Result<Atomic<u32>> {
-        with_live_gpu(obj, |_| check_flag(obj))?;
+        with_live_gpu(obj, |gpu| check(obj, gpu, importer))?;
         {
             let mut importers = obj.importers.lock();
             importers.count = importers.count.checked_add(1).ok_or(EOVERFLOW)?;
@@ -108,19 +147,18 @@ impl Exporter for Bo {
         held: Held<'_>,
     ) -> Result {
         with_live_gpu(obj, |gpu| {
-            check_flag(obj)?;
+            check(obj, gpu, importer)?;
+            let count = obj.state.lock().pins.checked_add(1).ok_or(ENOSPC)?;
             if !is_peer(gpu, importer) {
                 // The core takes EBUSY for a bug of ours.
-                migrate::migrate(obj, gpu, held, PlacementKind::System).map_err(|error| {
-                    if error == EBUSY {
-                        ENOSPC
-                    } else {
-                        error
-                    }
-                })?;
+                fall_back(obj, gpu, held).map_err(busy_is_no_space)?;
+            } else if obj.placement().kind() == PlacementKind::Vram {
+                let promised = obj.state.lock().is_promised();
+                if !promised {
+                    pressure::promise(obj).map_err(|_| refuse(obj, Reason::NoSlots))?;
+                }
             }
-            let mut state = obj.state.lock();
-            state.pins = state.pins.checked_add(1).ok_or(ENOSPC)?;
+            obj.state.lock().pins = count;
             pins.fetch_add(1, Relaxed);
             Ok(())
         })
@@ -128,8 +166,16 @@ impl Exporter for Bo {
 
     fn unpin(obj: &Object, pins: &Atomic<u32>, _held: Held<'_>) {
         pins.fetch_sub(1, Relaxed);
-        let mut state = obj.state.lock();
-        state.pins = state.pins.saturating_sub(1);
+        let lost = {
+            let mut state = obj.state.lock();
+            let promised = state.is_promised();
+            state.pins = state.pins.saturating_sub(1);
+            promised && !state.is_promised()
+        };
+        if lost {
+            // It fails only for a size that no object has.
+            let _ = pressure::unpromise(obj);
+        }
     }
 
     fn map<'a>(
@@ -140,22 +186,37 @@ impl Exporter for Bo {
         dir: DataDirection,
     ) -> Result<(Table<'a>, Mapping)> {
         with_live_gpu(obj, |gpu| {
-            check_flag(obj)?;
+            check(obj, gpu, importer)?;
             if pins.load(Relaxed) == 0 && !importer.can_be_invalidated() {
                 // It could neither be told to let go nor does it hold the object in place.
-                return Err(EOPNOTSUPP);
+                return Err(refuse(obj, Reason::Deaf));
             }
-            if !is_peer(gpu, importer) {
-                migrate::migrate(obj, gpu, held, PlacementKind::System)?;
+            let reads_only = obj.state.lock().has_flag(uapi::P2PGPU_PEER_READ_ONLY);
+            if reads_only && !matches!(dir, DataDirection::ToDevice) {
+                return Err(refuse(obj, Reason::ReadOnly));
             }
             match obj.placement() {
-                Placement::Vram(vram) => map_aperture(obj, gpu, importer, vram, held, dir),
-                Placement::System(pages) => {
-                    let table = importer.map_pages(pages, dir)?;
-                    mapped(obj).system_maps += 1;
-                    Ok((table, Mapping::System))
+                Placement::Vram(vram) if is_peer(gpu, importer) => {
+                    match hold_slots(obj, gpu, &vram) {
+                        Ok(slots) => {
+                            return map_slots(obj, gpu, importer, (vram, slots), held, dir)
+                        }
+                        Err(ENOSPC) => {}
+                        Err(error) => return Err(error),
+                    }
+                    if obj.state.lock().has_flag(uapi::P2PGPU_PEER_STRICT) {
+                        return Err(refuse(obj, Reason::NoSlots));
+                    }
                 }
+                _ => {}
             }
+            fall_back(obj, gpu, held)?;
+            let Placement::System(pages) = obj.placement() else {
+                return Err(EINVAL);
+            };
+            let table = importer.map_pages(pages, dir)?;
+            mapped(obj).system_maps += 1;
+            Ok((table, Mapping::System))
         })
     }
 
@@ -163,11 +224,21 @@ impl Exporter for Bo {
         {
             let mut state = obj.state.lock();
             state.mappings = state.mappings.saturating_sub(1);
+            if let Mapping::Aperture { .. } = &mapping {
+                state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
+            }
         }
         if let Mapping::Aperture { slots, .. } = &mapping {
             unhold(obj, slots);
         }
         obj.dev().mapping_count(-1);
+    }
+}
+
+fn busy_is_no_space(error: Error) -> Error {
+    match error {
+        EBUSY => ENOSPC,
+        error => error,
     }
 }
 
@@ -179,21 +250,48 @@ fn mapped(obj: &Object) -> impl DerefMut<Target = State> + '_ {
     state
 }
 
-fn map_aperture<'a>(
+/// Shows the object in slots, which a peer holds then. If need be others are told to let go.
+///
+/// `ENOSPC`: there are too few slots. An object that is promised slots always finds them.
+fn hold_slots(obj: &Object, gpu: &Gpu<'_>, vram: &VramPages) -> Result<KVVec<SlotId>> {
+    let class = match obj.state.lock().is_promised() {
+        true => Class::Promised,
+        false => Class::Lent,
+    };
+    let dev = obj.dev();
+    let pages = gem::named(obj, vram)?;
+    let mut victims = Victims::new(obj, None, Patience::Grace);
+    loop {
+        match dev.aperture.map(dev, gpu, pages, 0..vram.count(), class) {
+            Ok(slots) => return Ok(slots),
+            Err(NotShown::Failed(error)) => return Err(error),
+            Err(NotShown::Lent) => {}
+        }
+        match victims.tell_next() {
+            Told::One => {}
+            Told::Nobody | Told::Wait(_) => return Err(ENOSPC),
+        }
+    }
+}
+
+/// Maps slots that are held for the importer, or lets go of them.
+fn map_slots<'a>(
     obj: &Object,
     gpu: &Gpu<'_>,
     importer: &'a ImporterInfo<'a>,
-    vram: Arc<VramPages>,
+    (vram, slots): (Arc<VramPages>, KVVec<SlotId>),
     held: Held<'_>,
     dir: DataDirection,
 ) -> Result<(Table<'a>, Mapping)> {
-    let dev = obj.dev();
-    let slots = dev.aperture.map(dev, gpu, gem::names(obj)?, &vram)?;
     let table = aperture::ranges(gpu, &slots)
         .and_then(|ranges| importer.map_bar(&gpu.provider, &ranges, held, dir));
     match table {
         Ok(table) => {
-            mapped(obj).peer_maps += 1;
+            let last_map = obj.dev().next_map();
+            let mut state = mapped(obj);
+            state.peer_maps += 1;
+            state.aperture_mappings += 1;
+            state.last_map = Some(last_map);
             Ok((table, Mapping::Aperture { slots, _vram: vram }))
         }
         Err(error) => {

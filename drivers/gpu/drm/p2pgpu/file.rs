@@ -70,6 +70,13 @@ impl File {
             uapi::P2PGPU_PARAM_SLOTS_AVAILABLE => dev.aperture.available().into(),
             uapi::P2PGPU_PARAM_SLOT_SIZE => u64::try_from(PAGE_SIZE)?,
             uapi::P2PGPU_PARAM_MAPPED => gpu.mapped.into(),
+            uapi::P2PGPU_PARAM_SLOTS_RESERVED => dev.reserved().into(),
+            uapi::P2PGPU_PARAM_SLOTS_PINNED => {
+                let promised = dev.aperture.counts().promised;
+                promised.saturating_sub(dev.reserved()).into()
+            }
+            uapi::P2PGPU_PARAM_SLOTS_LENT => dev.aperture.counts().lent.into(),
+            uapi::P2PGPU_PARAM_SLOTS_DRAINING => dev.aperture.counts().draining.into(),
             _ => return Err(EINVAL),
         };
         Ok(0)
@@ -123,7 +130,7 @@ impl File {
         let guard = obj.resv().lock_interruptible()?;
         let placement = obj.placement();
         (args.slots, args.peer_slots) = match &placement {
-            Placement::Vram(vram) => dev.aperture.usage(gem::names(&obj)?, vram)?,
+            Placement::Vram(vram) => dev.aperture.usage(gem::named(&obj, vram)?)?,
             Placement::System(_) => (0, 0),
         };
         let importers = obj.importers.lock().count;
@@ -134,9 +141,13 @@ impl File {
             peer_flags: state.peer_flags,
             importers,
             pins: state.pins,
+            promised_slots: peer::promised_slots(&obj, &state)?,
+            reserved: 0,
             invalidations: state.invalidations,
             peer_maps: state.peer_maps,
             system_maps: state.system_maps,
+            fall_backs: state.fall_backs,
+            refusals: state.refusals,
             ..*args
         };
         drop(state);

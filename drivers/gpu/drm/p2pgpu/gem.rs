@@ -3,7 +3,11 @@
 //! GEM objects: their placement, and what CPUs see of it.
 
 use crate::{
-    aperture::Names,
+    aperture::{
+        NamedPages,
+        Names,
+        NotShown, //
+    },
     driver::{
         DrmDevice,
         DrmDriver,
@@ -12,6 +16,17 @@ use crate::{
     engine::{
         self,
         Extent, //
+    },
+    pressure::{
+        self,
+        LastMap,
+        Patience,
+        Told,
+        Victims, //
+    },
+    refusal::{
+        refuse,
+        Reason, //
     },
     regs::{
         Place,
@@ -48,6 +63,10 @@ use kernel::{
         aref::ARef,
         Arc,
         Mutex, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     },
     uapi, //
 };
@@ -173,12 +192,36 @@ pub(crate) struct State {
     pub(crate) pins: u32,
     /// Mappings that importers hold.
     pub(crate) mappings: u32,
+    /// Those of them that hold slots.
+    pub(crate) aperture_mappings: u32,
+    /// When the newest of those was made, of all that there were.
+    pub(crate) last_map: Option<LastMap>,
     /// Times that importers were told to let go of a mapping.
     pub(crate) invalidations: u64,
     /// Mappings given to importers through the aperture.
     pub(crate) peer_maps: u64,
     /// Mappings given to importers in system memory.
     pub(crate) system_maps: u64,
+    /// Times that the object was moved to system memory because an importer got no slots.
+    pub(crate) fall_backs: u64,
+    /// Times that an importer was refused.
+    pub(crate) refusals: u64,
+}
+
+impl State {
+    pub(crate) fn has_flag(&self, flag: u32) -> bool {
+        self.peer_flags & flag != 0
+    }
+
+    /// Whether importers keep the object in VRAM.
+    pub(crate) fn is_pinned_in_vram(&self) -> bool {
+        self.pins != 0 && self.placement.kind() == PlacementKind::Vram
+    }
+
+    /// Whether the object is promised slots for all its pages.
+    pub(crate) fn is_promised(&self) -> bool {
+        self.has_flag(uapi::P2PGPU_PEER_RESERVE) || self.is_pinned_in_vram()
+    }
 }
 
 /// The importers that are attached to an object.
@@ -188,6 +231,13 @@ pub(crate) struct Importers {
     /// Set while there is one: the core forgets the dma-buf of an object that has lost its last
     /// handle, but importers still have to be told.
     pub(crate) dmabuf: Option<ARef<DmaBuf>>,
+}
+
+/// How a fault ended.
+enum Faulted {
+    As(Outcome),
+    /// Peers that mapped a moment ago hold the slots: try again after this time.
+    NotYet(Delta),
 }
 
 /// The driver's part of a GEM object.
@@ -207,11 +257,18 @@ impl Bo {
     }
 }
 
-/// Names of the object's pages in the aperture.
-pub(crate) fn names(obj: &Object) -> Result<Names> {
-    Ok(Names(u32::try_from(
-        obj.create_mmap_offset()? >> SLOT_SHIFT,
-    )?))
+/// The pages of `vram`, which are the object's, with their names in the aperture.
+pub(crate) fn named<'a>(obj: &Object, vram: &'a VramPages) -> Result<NamedPages<'a>> {
+    let first = u32::try_from(obj.create_mmap_offset()? >> SLOT_SHIFT)?;
+    Ok(NamedPages {
+        names: Names(first),
+        vram,
+    })
+}
+
+/// Number of pages of the object.
+pub(crate) fn page_count(obj: &Object) -> Result<u32> {
+    Ok(u32::try_from(obj.size() >> SLOT_SHIFT)?)
 }
 
 impl gem::DriverObject for Bo {
@@ -226,9 +283,13 @@ impl gem::DriverObject for Bo {
                 peer_flags: 0,
                 pins: 0,
                 mappings: 0,
+                aperture_mappings: 0,
+                last_map: None,
                 invalidations: 0,
                 peer_maps: 0,
                 system_maps: 0,
+                fall_backs: 0,
+                refusals: 0,
             }, "p2pgpu::gem::state"),
             importers <- new_mutex!(Importers::default(), "p2pgpu::gem::importers"),
         }? Error)
@@ -238,31 +299,57 @@ impl gem::DriverObject for Bo {
 impl managed::Backing for Bo {
     fn fault(obj: &Object, dev: &DrmDevice<Registered>, page: usize, fault: &Fault<'_>) -> Outcome {
         let handle = || {
-            let _guard = obj.resv().lock_interruptible()?;
+            let guard = obj.resv().lock_interruptible()?;
             match obj.placement() {
                 Placement::System(pages) => {
                     let pfn = pages.pfn(page).ok_or(EINVAL)?;
                     // SAFETY: The page is the object's, to which the mapping holds a reference,
                     // until migration zaps it under the lock that we hold.
-                    Ok(unsafe { fault.insert_pfn(pfn) })
+                    Ok(Faulted::As(unsafe { fault.insert_pfn(pfn) }))
                 }
-                Placement::Vram(vram) => dev.registration_data_with(|gpu| {
-                    let names = names(obj)?;
-                    dev.aperture.fault(dev, gpu, (names, &vram), page, fault)
-                }),
+                Placement::Vram(vram) => {
+                    let pages = named(obj, &vram)?;
+                    let mut victims = Victims::new(obj, Some(guard.held()), Patience::Grace);
+                    dev.registration_data_with(|gpu| loop {
+                        match dev.aperture.fault(dev, gpu, pages, page, fault) {
+                            Ok(outcome) => return Ok(Faulted::As(outcome)),
+                            Err(NotShown::Failed(error)) => return Err(error),
+                            Err(NotShown::Lent) => {}
+                        }
+                        match victims.tell_next() {
+                            Told::One => {}
+                            Told::Nobody => return Err(ENOSPC),
+                            Told::Wait(time) => return Ok(Faulted::NotYet(time)),
+                        }
+                    })
+                }
             }
         };
-        handle().unwrap_or_else(Outcome::from)
+        match handle() {
+            Ok(Faulted::As(outcome)) => outcome,
+            Ok(Faulted::NotYet(time)) => {
+                // The task comes back, unless a signal ends it.
+                fsleep(time);
+                Outcome::Retry
+            }
+            Err(error) => error.into(),
+        }
     }
 
     fn export(obj: &Object) -> Result {
-        if obj.state.lock().peer_flags & uapi::P2PGPU_PEER_EXPORTABLE == 0 {
-            return Err(EPERM);
+        if !obj.state.lock().has_flag(uapi::P2PGPU_PEER_EXPORTABLE) {
+            return Err(refuse(obj, Reason::NotFlagged));
         }
         Ok(())
     }
 
     fn free(obj: &Object) {
+        let reserved = obj.state.lock().has_flag(uapi::P2PGPU_PEER_RESERVE);
+        if reserved {
+            obj.dev().reserved_count(obj, false);
+            // It fails only for a size that no object has.
+            let _ = pressure::unpromise(obj);
+        }
         if let Placement::Vram(vram) = obj.placement() {
             release_slots(obj, &vram);
         }
@@ -275,7 +362,7 @@ impl managed::Backing for Bo {
 /// An error is one of the device: its slots are lost then, until it is bound again.
 pub(crate) fn release_slots(obj: &Object, vram: &VramPages) {
     let released = with_gpu(obj, |gpu| {
-        obj.dev().aperture.release(gpu, names(obj)?, vram)
+        obj.dev().aperture.release(gpu, named(obj, vram)?)
     });
     report_lost_slots(released);
 }

@@ -4,7 +4,8 @@
 //!
 //! Importers and CPUs are told first, the copy engine moves the bytes, and the old memory is
 //! freed when nobody can use it any more: an importer that unmaps late keeps the old VRAM pages
-//! and their slots alive by the reference in its mapping.
+//! and their slots alive by the reference in its mapping. These slots drain. If the object is
+//! promised slots, it is not moved where that would leave too few for all promises.
 
 use crate::{
     driver::Gpu,
@@ -57,15 +58,16 @@ pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
 
 /// Moves the object to `target`. Under its reservation lock.
 ///
-/// `EBUSY`: an importer pins it, or does not let go. `ENOSPC`, `ENOMEM`: there is no room. `EIO`: the engine failed.
-/// On an error the object is where it was, though its mappings may be gone.
+/// `EBUSY`: an importer pins it or does not let go, or has not unmapped slots without which the
+/// promises could not be kept. `ENOSPC`, `ENOMEM`: there is no room. `EIO`: the engine failed. On an
+/// error the object is where it was, though its mappings may be gone.
 pub(crate) fn migrate(
     obj: &Object,
     gpu: &Gpu<'_>,
     held: Held<'_>,
     target: PlacementKind,
 ) -> Result {
-    let old = {
+    let (old, promised) = {
         let state = obj.state.lock();
         if state.placement.kind() == target {
             return Ok(());
@@ -73,12 +75,19 @@ pub(crate) fn migrate(
         if state.pins != 0 {
             return Err(EBUSY);
         }
-        state.placement.clone()
+        (state.placement.clone(), state.is_promised())
     };
     let size = obj.size();
     let new = Placement::alloc(obj.dev(), target, size)?;
 
     invalidate(obj, held)?;
+    // What an importer has not unmapped by now drains, on top of what is promised to the object.
+    let _drain = match &old {
+        Placement::Vram(vram) if promised => {
+            Some(obj.dev().aperture.claim_drain(gem::named(obj, vram)?)?)
+        }
+        _ => None,
+    };
     obj.zap(0..size / PAGE_SIZE)?;
 
     {

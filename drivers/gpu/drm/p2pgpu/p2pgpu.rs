@@ -4,14 +4,16 @@
 //!
 //! - [`driver`]: probe and unbind; what belongs to a bound device and what to the DRM device.
 //! - [`regs`], [`ring`], [`engine`]: the hardware, from registers to copies.
-//! - [`vram`], [`slots`], [`aperture`]: memory, and the window to it.
+//! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
 //! - [`gem`], [`migrate`], [`export`], [`peer`]: objects, and who reaches them.
+//! - [`pressure`], [`refusal`]: who must let go, and who is refused.
 //! - [`file`], [`debugfs`]: what userspace sees.
 //!
 //! # Lock order
 //!
-//! `mmap_lock`, then the reservation lock of one object, then its state, then the aperture, then
-//! the submission lock of a ring, then the ring's pending fences (interrupts off).
+//! `mmap_lock`, then the reservation lock of one object, then the lock of promises, then the list of
+//! attached objects, then the state of an object, then the aperture, then the submission lock of a
+//! ring, then the ring's pending fences (interrupts off).
 
 mod aperture;
 mod debugfs;
@@ -22,10 +24,13 @@ mod file;
 mod gem;
 mod migrate;
 mod peer;
+mod pressure;
+mod refusal;
 mod regs;
 mod ring;
 #[allow(dead_code, reason = "reservations use the promises")]
 mod slots;
+mod table;
 mod vram;
 
 use kernel::{

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Peers: who may reach an object, and whether they could now.
+//! Peers: who may reach an object, and whether they could.
 
 use crate::{
     driver::{
@@ -10,35 +10,70 @@ use crate::{
     gem::{
         self,
         Object,
-        Placement, //
+        Placement,
+        State, //
     },
     migrate,
-    regs::SLOT_SHIFT, //
+    pressure,
+    refusal::{
+        refuse,
+        Reason, //
+    }, //
 };
 use kernel::{
-    drm::gem::BaseObject,
     pci::p2pdma::Route,
     prelude::*,
     uapi, //
 };
 
 /// All flags that userspace can set.
-const KNOWN_FLAGS: u32 = uapi::P2PGPU_PEER_EXPORTABLE;
+const KNOWN_FLAGS: u32 = uapi::P2PGPU_PEER_EXPORTABLE
+    | uapi::P2PGPU_PEER_RESERVE
+    | uapi::P2PGPU_PEER_STRICT
+    | uapi::P2PGPU_PEER_READ_ONLY;
 
-/// Sets the flags of an object; who is no longer allowed to reach it is told to let go.
+/// Sets the flags of an object; who reaches it by the old ones is told to let go.
+///
+/// On an error the flags and promises are as they were.
 pub(crate) fn set_flags(obj: &Object, flags: u32) -> Result {
-    if flags & !KNOWN_FLAGS != 0 {
+    let exportable = flags & uapi::P2PGPU_PEER_EXPORTABLE != 0;
+    if flags & !KNOWN_FLAGS != 0 || (flags != 0 && !exportable) {
         return Err(EINVAL);
     }
     let guard = obj.resv().lock_interruptible()?;
-    let cleared = {
-        let mut state = obj.state.lock();
-        let cleared = state.peer_flags & !flags;
-        state.peer_flags = flags;
-        cleared
+    let (old, pinned, promised) = {
+        let state = obj.state.lock();
+        (state.peer_flags, state.pins != 0, state.is_promised())
     };
-    if cleared & uapi::P2PGPU_PEER_EXPORTABLE != 0 {
-        migrate::invalidate(obj, guard.held())?;
+    let (set, cleared) = (flags & !old, old & !flags);
+    let tells = cleared != 0 || set & uapi::P2PGPU_PEER_READ_ONLY != 0;
+    if tells && pinned {
+        return Err(EBUSY);
+    }
+
+    let reserves = set & uapi::P2PGPU_PEER_RESERVE != 0;
+    if reserves && !promised {
+        pressure::promise(obj).map_err(|error| match error {
+            ENOSPC => refuse(obj, Reason::Reservation),
+            error => error,
+        })?;
+    }
+    if tells {
+        if let Err(error) = migrate::invalidate(obj, guard.held()) {
+            if reserves && !promised {
+                pressure::unpromise(obj)?;
+            }
+            return Err(error);
+        }
+    }
+    obj.state.lock().peer_flags = flags;
+    if reserves {
+        obj.dev().reserved_count(obj, true);
+    }
+    // It is not pinned: nothing else promises it slots.
+    if cleared & uapi::P2PGPU_PEER_RESERVE != 0 {
+        obj.dev().reserved_count(obj, false);
+        pressure::unpromise(obj)?;
     }
     Ok(())
 }
@@ -61,38 +96,64 @@ pub(crate) fn query(
         .route_to(domain, bus, device, function)?
         .ok_or(ENXIO)?;
 
-    let pages = u32::try_from(obj.size() >> SLOT_SHIFT)?;
+    let pages = gem::page_count(obj)?;
     let total = u32::try_from(dev.aperture.total())?;
     let guard = obj.resv().lock_interruptible()?;
-    // A page that a slot shows needs none, and if no peer holds the slot it is also one that can
-    // be had: it must not count twice.
     let (shown, held) = match obj.placement() {
-        Placement::Vram(vram) => dev.aperture.usage(gem::names(obj)?, &vram)?,
+        Placement::Vram(vram) => dev.aperture.usage(gem::named(obj, &vram)?)?,
         Placement::System(_) => (0, 0),
     };
-    let flags = obj.state.lock().peer_flags;
+    let counts = dev.aperture.counts();
+    let state = obj.state.lock();
+    let promised = state.is_promised();
+    let flagged = state.has_flag(uapi::P2PGPU_PEER_EXPORTABLE);
+    drop(state);
     drop(guard);
-    let available = dev.aperture.available();
-    let others = available.saturating_sub(shown.saturating_sub(held));
 
+    // The object's own slots are not to be had: it has them.
+    let own_lent = if promised { 0 } else { held };
+    let others_idle = counts.idle.saturating_sub(shown.saturating_sub(held));
+    let others_lent = counts.lent.saturating_sub(own_lent);
+    // What could be lent if all others that have slots lent let go.
+    let lendable = [counts.promised, counts.draining, own_lent]
+        .into_iter()
+        .fold(total, u32::saturating_sub);
+
+    args.flags = 0;
     args.slots_needed = pages.saturating_sub(shown);
-    args.slots_available = available;
+    args.slots_free = counts.free;
+    args.slots_reclaimable = others_idle.saturating_add(others_lent);
+    args.slots_reserved = dev.reserved();
+    args.slots_pinned = counts.promised.saturating_sub(dev.reserved());
     args.slots_total = total;
     args.route = match route {
         Route::None => uapi::P2PGPU_ROUTE_NONE,
         Route::Switch => uapi::P2PGPU_ROUTE_SWITCH,
         Route::HostBridge => uapi::P2PGPU_ROUTE_HOST_BRIDGE,
+        Route::Iommu => uapi::P2PGPU_ROUTE_IOMMU,
     };
-    args.verdict = if flags & uapi::P2PGPU_PEER_EXPORTABLE == 0 {
+    args.verdict = if !flagged {
         uapi::P2PGPU_PEER_NOT_FLAGGED
     } else if route == Route::None {
         uapi::P2PGPU_PEER_NO_ROUTE
+    } else if promised {
+        args.flags |= uapi::P2PGPU_PEER_QUERY_HOLDS;
+        uapi::P2PGPU_PEER_YES
     } else if pages > total {
         uapi::P2PGPU_PEER_TOO_LARGE
-    } else if args.slots_needed > others {
+    } else if pages.saturating_sub(held) > lendable {
         uapi::P2PGPU_PEER_NO_SLOTS
     } else {
         uapi::P2PGPU_PEER_YES
     };
     Ok(())
+}
+
+/// Slots promised to the object.
+pub(crate) fn promised_slots(obj: &Object, state: &State) -> Result<u32> {
+    if state.is_promised() {
+        gem::page_count(obj)
+    } else {
+        Ok(0)
+    }
 }

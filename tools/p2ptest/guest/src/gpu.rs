@@ -315,18 +315,23 @@ impl<'g> Bo<'g> {
         })
     }
 
-    /// Flags the object for peers, or takes the flag back.
+    /// `GEM_SET_PEER`.
     #[track_caller]
-    pub fn set_exportable(&self, exportable: bool) {
-        let flags = if exportable {
-            P2PGPU_PEER_EXPORTABLE
-        } else {
-            0
-        };
+    pub fn set_peer(&self, flags: u32) {
         must(
             self.__set_peer(flags),
             format_args!("GEM_SET_PEER {flags:#x}"),
         );
+    }
+
+    /// Flags the object for peers, or takes the flag back.
+    #[track_caller]
+    pub fn set_exportable(&self, exportable: bool) {
+        self.set_peer(if exportable {
+            P2PGPU_PEER_EXPORTABLE
+        } else {
+            0
+        });
     }
 
     /// PRIME export.

@@ -7,6 +7,9 @@ use crate::nic::{ACCESS_ALL, Nic, Qp, Region};
 use crate::sys::uapi::*;
 use std::os::fd::OwnedFd;
 
+/// The flags of an object whose peers are promised slots.
+pub const RESERVED: u32 = P2PGPU_PEER_EXPORTABLE | P2PGPU_PEER_RESERVE;
+
 /// Two GPUs and two NICs.
 #[derive(Debug)]
 pub struct Rig {
@@ -74,11 +77,21 @@ impl Rig {
     }
 
     /// Makes NIC `index` hold this many slots of GPU `index` until the result is
-    /// dropped; none where there is no peer-to-peer route.
+    /// dropped, so that nobody can take them; none where there is no peer-to-peer
+    /// route.
     #[track_caller]
     pub fn hold_slots(&self, index: usize, count: u64) -> Registered<'_> {
         let page = self.gpu[index].page;
         let held = self.register(index, count * page, Placement::Vram);
+        held.bo.set_peer(RESERVED);
+        self.touch(index, &held);
+        held
+    }
+
+    /// Makes NIC `index` map a region of it, by sending a page of it.
+    #[track_caller]
+    pub fn touch(&self, index: usize, held: &Registered<'_>) {
+        let page = self.gpu[index].page;
         let sink = self.register(1 - index, page, Placement::System);
         let wire = self.connect(4);
         let qp = [&wire.near, &wire.far][index];
@@ -90,7 +103,6 @@ impl Rig {
             page,
         ));
         qp.expect(P2PNIC_STATUS_OK);
-        held
     }
 
     /// A connected pair of queue pairs with room for this many requests.

@@ -48,7 +48,7 @@ mod tests {
             (
                 DRM_IOCTL_P2PGPU_GEM_INFO,
                 size_of::<drm_p2pgpu_gem_info>(),
-                64,
+                88,
             ),
             (
                 DRM_IOCTL_P2PGPU_GEM_SET_PEER,
@@ -58,7 +58,7 @@ mod tests {
             (
                 DRM_IOCTL_P2PGPU_PEER_QUERY,
                 size_of::<drm_p2pgpu_peer_query>(),
-                40,
+                56,
             ),
             (
                 DRM_IOCTL_P2PGPU_GEM_MOVE,
@@ -129,7 +129,7 @@ mod tests {
             assert_eq!(offset % 8, 0);
         }
         assert_eq!(offset_of!(drm_p2pgpu_gem_info, size), 8);
-        assert_eq!(offset_of!(drm_p2pgpu_gem_info, invalidations), 40);
+        assert_eq!(offset_of!(drm_p2pgpu_gem_info, invalidations), 48);
         assert_eq!(offset_of!(p2pnic_query, peer_read_bytes), 32);
         assert_eq!(offset_of!(p2pnic_post_send, local_key), 16);
         assert_eq!(offset_of!(p2pnic_poll, count), 24);

@@ -9,7 +9,7 @@ use p2pguest::gpu::{Bo, Gpu, Placement};
 use p2pguest::igt::{self, Subtest};
 use p2pguest::nic::ACCESS_ALL;
 use p2pguest::pattern::Pattern;
-use p2pguest::rig::{Registered, Rig, request};
+use p2pguest::rig::{RESERVED, Registered, Rig, request};
 use p2pguest::sys::uapi::*;
 use p2pguest::topology::Topology;
 use p2pguest::{must, refused, subtests};
@@ -44,7 +44,7 @@ const SUBTESTS: &[Subtest] = subtests![
     query_yes_and_slots,
     /// Slots that the CPU's mappings use already are not missing.
     query_counts_cpu_slots,
-    /// The query says NO_SLOTS where peers hold too many.
+    /// The query says NO_SLOTS where too many are promised, not where they are lent.
     query_no_slots,
     /// The query says TOO_LARGE for more pages than there are slots.
     query_too_large,
@@ -241,12 +241,13 @@ fn flagged(gpu: &Gpu, pages: u64) -> Bo<'_> {
 
 /// Asserts the parts of an answer.
 #[track_caller]
-fn assert_answer(bo: &Bo<'_>, rig: &Rig, verdict: u32, needed: u64, available: u64) {
+fn assert_answer(bo: &Bo<'_>, rig: &Rig, verdict: u32, needed: u64, [free, other]: [u64; 2]) {
     for nic in &rig.nic {
         let answer = bo.query(nic.pci());
         assert_eq!(answer.verdict, verdict, "{answer:?}");
         assert_eq!(u64::from(answer.slots_needed), needed, "{answer:?}");
-        assert_eq!(u64::from(answer.slots_available), available, "{answer:?}");
+        assert_eq!(u64::from(answer.slots_free), free, "{answer:?}");
+        assert_eq!(u64::from(answer.slots_reclaimable), other, "{answer:?}");
         assert_eq!(
             u64::from(answer.slots_total),
             rig.gpu[0].slots,
@@ -266,7 +267,7 @@ fn query_not_flagged() {
     let rig = Rig::open();
     let gpu = &rig.gpu[0];
     let bo = gpu.create(4 * gpu.page, Placement::Vram);
-    assert_answer(&bo, &rig, P2PGPU_PEER_NOT_FLAGGED, 4, gpu.slots);
+    assert_answer(&bo, &rig, P2PGPU_PEER_NOT_FLAGGED, 4, [gpu.slots, 0]);
 }
 
 fn query_yes_and_slots() {
@@ -274,9 +275,9 @@ fn query_yes_and_slots() {
     require_route(&rig);
     let gpu = &rig.gpu[0];
     let bo = flagged(gpu, 100);
-    assert_answer(&bo, &rig, P2PGPU_PEER_YES, 100, gpu.slots);
+    assert_answer(&bo, &rig, P2PGPU_PEER_YES, 100, [gpu.slots, 0]);
     bo.move_to(Placement::System);
-    assert_answer(&bo, &rig, P2PGPU_PEER_YES, 100, gpu.slots);
+    assert_answer(&bo, &rig, P2PGPU_PEER_YES, 100, [gpu.slots, 0]);
 }
 
 fn query_counts_cpu_slots() {
@@ -288,8 +289,10 @@ fn query_counts_cpu_slots() {
     for page in 0..10 {
         map.load(page * 4096);
     }
-    assert_eq!(bo.info().slots, 10);
-    assert_answer(&bo, &rig, P2PGPU_PEER_YES, 90, gpu.slots);
+    assert_eq!(bo.info().slots, 16);
+    assert_answer(&bo, &rig, P2PGPU_PEER_YES, 84, [gpu.slots - 16, 0]);
+    let other = flagged(gpu, 4);
+    assert_answer(&other, &rig, P2PGPU_PEER_YES, 4, [gpu.slots - 16, 16]);
 }
 
 /// Makes NIC 0 map an object of GPU 0, by reading a page of it.
@@ -310,28 +313,26 @@ fn query_no_slots() {
     let rig = Rig::open();
     require_route(&rig);
     let gpu = &rig.gpu[0];
+    let (half, quarter) = (gpu.slots / 2, gpu.slots / 4);
     let held = rig.register(0, gpu.aperture() / 4 * 3, Placement::Vram);
-    let half = flagged(gpu, gpu.slots / 2);
-    let quarter = flagged(gpu, gpu.slots / 4);
-    assert_answer(&half, &rig, P2PGPU_PEER_YES, gpu.slots / 2, gpu.slots);
+    let (large, small) = (flagged(gpu, half), flagged(gpu, quarter));
+    assert_answer(&large, &rig, P2PGPU_PEER_YES, half, [gpu.slots, 0]);
     peer_maps(&rig, &held);
-    assert_answer(
-        &half,
-        &rig,
-        P2PGPU_PEER_NO_SLOTS,
-        gpu.slots / 2,
-        gpu.slots / 4,
-    );
-    assert_answer(
-        &quarter,
-        &rig,
-        P2PGPU_PEER_YES,
-        gpu.slots / 4,
-        gpu.slots / 4,
-    );
-    assert_answer(&held.bo, &rig, P2PGPU_PEER_YES, 0, gpu.slots / 4);
+    // Its slots are lent: they can be had.
+    let lent = [quarter, gpu.slots - quarter];
+    assert_answer(&large, &rig, P2PGPU_PEER_YES, half, lent);
+    assert_answer(&held.bo, &rig, P2PGPU_PEER_YES, 0, [quarter, 0]);
+    held.bo.set_peer(RESERVED);
+    let free = [quarter, 0];
+    assert_answer(&large, &rig, P2PGPU_PEER_NO_SLOTS, half, free);
+    assert_answer(&small, &rig, P2PGPU_PEER_YES, quarter, free);
+    assert_answer(&held.bo, &rig, P2PGPU_PEER_YES, 0, free);
     held.region.deregister();
-    assert_answer(&half, &rig, P2PGPU_PEER_YES, gpu.slots / 2, gpu.slots);
+    // The slots stay promised.
+    let answer = [quarter, gpu.slots - quarter];
+    assert_answer(&large, &rig, P2PGPU_PEER_NO_SLOTS, half, answer);
+    held.bo.set_exportable(true);
+    assert_answer(&large, &rig, P2PGPU_PEER_YES, half, answer);
 }
 
 fn query_too_large() {
@@ -339,7 +340,8 @@ fn query_too_large() {
     require_route(&rig);
     let gpu = &rig.gpu[0];
     let bo = flagged(gpu, gpu.slots + 1);
-    assert_answer(&bo, &rig, P2PGPU_PEER_TOO_LARGE, gpu.slots + 1, gpu.slots);
+    let answer = [gpu.slots, 0];
+    assert_answer(&bo, &rig, P2PGPU_PEER_TOO_LARGE, gpu.slots + 1, answer);
 }
 
 fn query_whole_aperture() {
@@ -347,9 +349,9 @@ fn query_whole_aperture() {
     require_route(&rig);
     let gpu = &rig.gpu[0];
     let held = rig.register(0, gpu.aperture(), Placement::Vram);
-    assert_answer(&held.bo, &rig, P2PGPU_PEER_YES, gpu.slots, gpu.slots);
+    assert_answer(&held.bo, &rig, P2PGPU_PEER_YES, gpu.slots, [gpu.slots, 0]);
     peer_maps(&rig, &held);
-    assert_answer(&held.bo, &rig, P2PGPU_PEER_YES, 0, 0);
+    assert_answer(&held.bo, &rig, P2PGPU_PEER_YES, 0, [0, 0]);
     assert_eq!(u64::from(held.bo.info().peer_slots), gpu.slots);
 }
 
@@ -436,7 +438,7 @@ fn query_all_devices() {
         let answer = bo.query(address);
         let expected = match answer.route {
             P2PGPU_ROUTE_NONE => P2PGPU_PEER_NO_ROUTE,
-            P2PGPU_ROUTE_SWITCH | P2PGPU_ROUTE_HOST_BRIDGE => P2PGPU_PEER_YES,
+            P2PGPU_ROUTE_SWITCH | P2PGPU_ROUTE_HOST_BRIDGE | P2PGPU_ROUTE_IOMMU => P2PGPU_PEER_YES,
             other => panic!("{address}: no such route: {other}"),
         };
         assert_eq!(answer.verdict, expected, "{address}: {answer:?}");

@@ -29,7 +29,7 @@ fn all_refused<T: Argument + std::fmt::Debug>(
 
 pub fn bad_getparam() {
     let gpu = Gpu::open(0);
-    let wrong = [6, 0xffff_ffff, 1 << 32, 1 << 63, u64::MAX];
+    let wrong = [10, 0xffff_ffff, 1 << 32, 1 << 63, u64::MAX];
     let arguments = wrong.map(|param| drm_p2pgpu_getparam { param, value: 0 });
     all_refused(&gpu, Errno::EINVAL, arguments);
 }
@@ -146,7 +146,8 @@ pub fn bad_set_peer() {
     all_refused(
         &gpu,
         Errno::EINVAL,
-        [2, 3, 1 << 31, u32::MAX].map(|flags| with(bo.handle, flags)),
+        // Unknown flags, and known ones that need the first.
+        [1 << 4, 1 << 31, u32::MAX, 1 << 1, 1 << 2, 1 << 3].map(|flags| with(bo.handle, flags)),
     );
     assert_eq!(bo.info().peer_flags, 0, "a refused call set a flag");
 }

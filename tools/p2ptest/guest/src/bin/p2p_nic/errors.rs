@@ -276,6 +276,9 @@ fn take_all_slots(rig: &Rig) -> Registered<'_> {
 /// Starts a write of a region that cannot be mapped for now, and sees it wait.
 #[track_caller]
 fn start_waiting<'r>(rig: &'r Rig, near: &Registered<'_>, far: &Registered<'_>) -> Wire<'r> {
+    // It would be moved to system memory otherwise.
+    near.bo
+        .set_peer(P2PGPU_PEER_EXPORTABLE | P2PGPU_PEER_STRICT);
     let wire = rig.connect(4);
     let parked = rig.nic[0].query().parked;
     wire.start_write(&near.region, &far.region);
@@ -302,6 +305,8 @@ pub fn waits_for_slots() {
     near.bo.fill(Pattern(15));
     let wire = start_waiting(&rig, &near, &far);
     held.region.deregister();
+    // The slots are reserved no longer.
+    held.bo.set_peer(0);
     wire.near.expect(P2PNIC_STATUS_OK);
     far.bo.assert_holds(Pattern(15));
     assert_eq!(near.region.info().last_error, 0);

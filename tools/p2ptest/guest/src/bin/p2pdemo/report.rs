@@ -128,7 +128,7 @@ pub fn print_setup(rig: &Rig, file: &Path, size: u64, chunk: u64) -> Result<()> 
             verdict_name(answer.verdict),
             route_name(answer.route),
             answer.slots_needed,
-            answer.slots_available,
+            answer.slots_total,
         );
     }
     let chunks = match size.div_ceil(chunk) {
@@ -146,6 +146,7 @@ fn verdict_name(verdict: u32) -> &'static str {
         P2PGPU_PEER_NO_ROUTE => "no: no peer-to-peer route",
         P2PGPU_PEER_NO_SLOTS => "no: too few slots",
         P2PGPU_PEER_TOO_LARGE => "no: larger than the aperture",
+        P2PGPU_PEER_DENIED => "no: denied by the device's policy",
         _ => "unknown verdict",
     }
 }
@@ -155,6 +156,7 @@ fn route_name(route: u32) -> &'static str {
         P2PGPU_ROUTE_NONE => "no route",
         P2PGPU_ROUTE_SWITCH => "through the switch",
         P2PGPU_ROUTE_HOST_BRIDGE => "through the host bridge",
+        P2PGPU_ROUTE_IOMMU => "through the host bridge and the IOMMU",
         _ => "unknown route",
     }
 }

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Slots that are lent, taken back: peers of objects without a promise are told to let go.
+//!
+//! The coldest object is told first, by the time when it was last mapped. One that was mapped a
+//! moment ago is left alone, so that two objects do not take each other's slots in turns; a
+//! promise is not made to wait for that. Who is told keeps its place in VRAM, and maps again when
+//! it needs to.
+//!
+//! All this happens under the reservation lock of the object that needs slots. Those of others are
+//! only tried.
+
+use crate::{
+    aperture::NamedPages,
+    driver::DrmDevice,
+    gem::{
+        self,
+        Object,
+        State, //
+    },
+    migrate,
+    slots::NoPromise, //
+};
+use kernel::{
+    dma_buf::resv::Held,
+    prelude::*,
+    sync::aref::ARef,
+    time::{
+        delay::fsleep,
+        Delta,
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+/// Peers are not told to let go of what they mapped within this time.
+pub(crate) const GRACE: Delta = Delta::from_millis(20);
+/// Wait so long for a lock that was only tried.
+const CONTENTION: Delta = Delta::from_millis(1);
+/// Times that a promise waits for locks.
+const ROUNDS: usize = 100;
+
+/// When an object was last mapped for a peer.
+#[derive(Clone, Copy)]
+pub(crate) struct LastMap {
+    /// Orders the mappings of a device.
+    pub(crate) turn: u64,
+    pub(crate) at: Instant<Monotonic>,
+}
+
+/// Whether peers are left alone that have mapped a moment ago.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    Grace,
+    None,
+}
+
+/// What came of asking for slots.
+pub(crate) enum Told {
+    /// Peers of an object have let go, if they obey: there may be slots now.
+    One,
+    /// There is nobody left to be told.
+    Nobody,
+    /// There is nobody left but those who are left alone for this time.
+    Wait(Delta),
+}
+
+/// The objects whose peers can be told to let go, each one once, the coldest first.
+pub(crate) struct Victims<'a> {
+    dev: &'a DrmDevice,
+    /// The object that needs slots; its own peers are told too if its lock is passed.
+    own: &'a Object,
+    held: Option<Held<'a>>,
+    patience: Patience,
+    /// Those of later turns have not been told.
+    turn: u64,
+    contended: bool,
+}
+
+impl<'a> Victims<'a> {
+    pub(crate) fn new(own: &'a Object, held: Option<Held<'a>>, patience: Patience) -> Self {
+        Self {
+            dev: own.dev(),
+            own,
+            held,
+            patience,
+            turn: 0,
+            contended: false,
+        }
+    }
+
+    fn is_own(&self, obj: &Object) -> bool {
+        core::ptr::eq(obj, self.own)
+    }
+
+    /// The coldest object that was not told yet, and when it was mapped.
+    fn coldest(&self) -> Option<(ARef<Object>, LastMap)> {
+        let mut coldest: Option<(ARef<Object>, LastMap)> = None;
+        self.dev.for_each_attached(|obj| {
+            if self.held.is_none() && self.is_own(obj) {
+                return;
+            }
+            let Some(last) = lends(&obj.state.lock()) else {
+                return;
+            };
+            let colder = coldest.as_ref().is_none_or(|(_, c)| last.turn < c.turn);
+            if last.turn > self.turn && colder {
+                coldest = Some((obj.clone(), last));
+            }
+        });
+        coldest
+    }
+
+    /// Tells the peers of the next object to let go, and waits until their accesses have ended.
+    pub(crate) fn tell_next(&mut self) -> Told {
+        while let Some((victim, last)) = self.coldest() {
+            self.turn = last.turn;
+            let age = last.at.elapsed();
+            if self.patience == Patience::Grace && age < GRACE {
+                return Told::Wait(GRACE - age);
+            }
+            // An importer that does not let go just yields nothing: the next one is asked.
+            if self.is_own(&victim) {
+                if let Some(held) = self.held {
+                    let _ = migrate::invalidate(&victim, held);
+                    return Told::One;
+                }
+            } else if let Some(guard) = victim.resv().try_lock() {
+                if lends(&victim.state.lock()).is_some() {
+                    let _ = migrate::invalidate(&victim, guard.held());
+                    return Told::One;
+                }
+            } else {
+                self.contended = true;
+            }
+        }
+        match self.contended {
+            true => Told::Wait(CONTENTION),
+            false => Told::Nobody,
+        }
+    }
+}
+
+/// When the object was last mapped, if peers hold slots of it that can be taken back.
+fn lends(state: &State) -> Option<LastMap> {
+    if state.aperture_mappings == 0 || state.is_promised() {
+        return None;
+    }
+    state.last_map
+}
+
+/// Promises the object slots for all its pages. Under its reservation lock.
+///
+/// `ENOSPC`: the promises would not fit. `EBUSY`: they would, but peers do not let go of slots that
+/// are in the way.
+pub(crate) fn promise(obj: &Object) -> Result {
+    let aperture = &obj.dev().aperture;
+    let placement = obj.placement();
+    let shown = shown(obj, &placement)?;
+    // One at a time: two that take slots back for each other could both fail.
+    let _promising = obj.dev().promising.lock();
+    let claim = aperture.claim(gem::page_count(obj)?);
+    for _ in 0..ROUNDS {
+        let mut victims = Victims::new(obj, None, Patience::None);
+        loop {
+            match aperture.promise(shown, &claim) {
+                Ok(()) => return Ok(()),
+                Err(NoPromise::TooMuch) => return Err(ENOSPC),
+                Err(NoPromise::InTheWay(_)) => {}
+            }
+            match victims.tell_next() {
+                Told::One => {}
+                Told::Nobody => return Err(EBUSY),
+                Told::Wait(time) => {
+                    fsleep(time);
+                    break;
+                }
+            }
+        }
+    }
+    Err(EBUSY)
+}
+
+/// Takes the object's promise back. Under its reservation lock, or when nobody uses it.
+pub(crate) fn unpromise(obj: &Object) -> Result {
+    let placement = obj.placement();
+    let shown = shown(obj, &placement)?;
+    obj.dev().aperture.unpromise(shown, gem::page_count(obj)?);
+    Ok(())
+}
+
+fn shown<'a>(obj: &Object, placement: &'a gem::Placement) -> Result<Option<NamedPages<'a>>> {
+    Ok(match placement {
+        gem::Placement::Vram(vram) => Some(gem::named(obj, vram)?),
+        gem::Placement::System(_) => None,
+    })
+}

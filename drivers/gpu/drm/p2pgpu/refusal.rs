@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Refusals: why a peer does not get what it asks for, and how often that happened.
+
+use crate::gem::Object;
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+
+macro_rules! reasons {
+    ($( $(#[$doc:meta])* $reason:ident, $name:literal, $errno:ident; )+) => {
+        /// Why a peer is refused.
+        #[derive(Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Reason {
+            $( $(#[$doc])* $reason, )+
+        }
+
+        impl Reason {
+            const ALL: &[Self] = &[$(Self::$reason),+];
+
+            /// What debugfs calls it.
+            pub(crate) fn name(self) -> &'static str {
+                match self { $(Self::$reason => $name,)+ }
+            }
+
+            /// What the importer gets.
+            fn error(self) -> Error {
+                match self { $(Self::$reason => $errno,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The object is not flagged exportable.
+    NotFlagged, "not_flagged", EPERM;
+    /// Peers may only read the object, and the importer would be able to write.
+    ReadOnly, "read_only", EACCES;
+    /// The object is strict, and the importer cannot be a peer.
+    NoRoute, "no_route", EXDEV;
+    /// The object is strict or is to be pinned, and there are too few slots.
+    NoSlots, "no_slots", ENOSPC;
+    /// The slots for a reservation are promised to others.
+    Reservation, "reservation", ENOSPC;
+    /// The importer neither pins nor can be told to let go.
+    Deaf, "deaf", EOPNOTSUPP;
+}
+
+/// How often each reason was given, on a device.
+pub(crate) struct Refusals([Atomic<u64>; Reason::ALL.len()]);
+
+impl Refusals {
+    pub(crate) fn new() -> Self {
+        Self([const { Atomic::new(0) }; Reason::ALL.len()])
+    }
+
+    fn count(&self, reason: Reason) {
+        // CAST: The reasons are numbered from 0.
+        if let Some(counter) = self.0.get(reason as usize) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Names of the reasons, and how often each was given.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let counts = self.0.iter().map(|counter| counter.load(Relaxed));
+        Reason::ALL.iter().map(|reason| reason.name()).zip(counts)
+    }
+}
+
+/// Counts a refusal, and says how it ends.
+pub(crate) fn refuse(obj: &Object, reason: Reason) -> Error {
+    obj.dev().refusals.count(reason);
+    obj.state.lock().refusals += 1;
+    reason.error()
+}
