@@ -10,6 +10,7 @@ use crate::{
         DrmDevice,
         Gpu, //
     },
+    memory::KernelMemory,
     regs::{
         self,
         SLOT_SIZE, //
@@ -23,7 +24,6 @@ use crate::{
         Slot,
         SlotId,
         Slots,
-        Storage,
         Took, //
     },
     table::Flush,
@@ -41,19 +41,6 @@ use kernel::{
     prelude::*,
     sync::Mutex, //
 };
-
-/// The tables of the slots are in memory that need not be contiguous.
-pub(crate) struct KernelMemory;
-
-impl Storage for KernelMemory {
-    type Error = Error;
-    const TOO_MANY: Error = EINVAL;
-    type Array<T: Copy> = KVVec<T>;
-
-    fn filled<T: Copy>(value: T, len: usize) -> Result<KVVec<T>> {
-        Ok(KVVec::from_elem(value, len, GFP_KERNEL)?)
-    }
-}
 
 /// Pages that a CPU's fault shows at once, if slots can be had cheaply: an aligned group.
 const FAULT_GROUP: usize = 16;

@@ -22,6 +22,7 @@ mod engine;
 mod export;
 mod file;
 mod gem;
+mod memory;
 mod migrate;
 mod peer;
 mod pressure;

@@ -2,6 +2,7 @@
 //! Builds the guest, boots it with the device models, runs the tests and reports.
 //! Runs in the toolchain folder; `scripts/run` starts it.
 
+mod bench;
 mod cargo;
 mod content;
 mod context;
@@ -42,6 +43,8 @@ struct Options {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum Command {
+    /// Measures what the aperture's slots cost.
+    Bench,
     /// Sends a file from one GPU's memory to the other's.
     Demo,
     /// Builds the guest's kernel.
@@ -71,6 +74,7 @@ fn run(command: Command) -> Result<bool> {
     let ctx = Context::from_env()?;
     let filter = || Filter::new(std::env::var("T").ok().as_deref());
     match command {
+        Command::Bench => bench::run(&ctx).map(|()| true),
         Command::Demo => interactive::demo(&ctx),
         Command::Shell => interactive::shell(&ctx).map(|()| true),
         Command::List => test::list(&ctx, &filter()?).map(|()| true),

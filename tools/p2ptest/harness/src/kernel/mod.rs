@@ -96,7 +96,7 @@ impl Build<'_> {
             (
                 "drivers/gpu/drm/Kconfig",
                 "drivers/gpu/drm/p2pgpu/Kconfig",
-                "CONFIG_DRM_P2PGPU=m\n",
+                "CONFIG_DRM_P2PGPU=m\nCONFIG_P2PGPU_BENCH=m\n",
             ),
             (
                 "drivers/net/Kconfig",

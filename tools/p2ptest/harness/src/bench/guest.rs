@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The slots in a guest's kernel, and drm_mm and the GPU buddy allocator beside them: the module
+//! `p2pgpu_bench` measures them when it is loaded.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use p2p_init::Status;
+
+use super::Figure;
+use crate::cargo;
+use crate::context::Context;
+use crate::initrd::{self, BENCHMARK};
+use crate::kernel;
+use crate::qemu::Accel;
+use crate::session::{End, Parts, Session};
+use crate::test::MEMORY;
+
+/// Filling the allocators with a million pages takes a minute under TCG.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Spaces times layouts times allocators.
+const FIGURES: usize = 3 * 2 * 4;
+
+/// Boots a guest and loads the module in it.
+pub fn measure(ctx: &Context) -> Result<Vec<Figure>> {
+    let kernel = kernel::ensure(ctx)?;
+    let programs = cargo::programs(ctx)?;
+    let parts = Parts {
+        ctx,
+        initrd: initrd::build(ctx, &kernel, &programs)?,
+        accel: Accel::choose(ctx, &kernel.image)?,
+        image: kernel.image,
+        programs: &programs,
+        // The allocators' own tables take 600 MiB.
+        memory: 2 * MEMORY,
+    };
+    eprintln!("p2ptest: benchmarks in a guest, which take some minutes");
+    let mut session = Session::start(&parts, ctx.setup, "bench", "kunit.enable=0")?;
+    let script = format!("insmod {BENCHMARK} && dmesg | grep -o 'fill=.* ns=.*'");
+    let argv = ["/bin/sh", "-c", &script].map(str::to_owned).to_vec();
+    let outcome = session.run("bench", argv, LIMIT, &mut |_| {})?;
+    let console = session.console_path.display().to_string();
+    match outcome.end {
+        End::Told(Status::Exit(0)) => {}
+        End::Told(status) => bail!("the benchmark failed: {status:?} (console: {console})"),
+        End::Crash(why) => bail!("{why} (console: {console})"),
+    }
+    let mut findings = outcome.findings;
+    findings.extend(session.power_off()?);
+    if let Some(finding) = findings.first() {
+        bail!("kernel log: {finding} (console: {console})");
+    }
+    let figures: Vec<_> = outcome.output.iter().filter_map(|l| figure(l)).collect();
+    if figures.len() != FIGURES {
+        bail!(
+            "the benchmark told {} of {FIGURES} figures (console: {console})",
+            figures.len()
+        );
+    }
+    Ok(figures)
+}
+
+/// A line of the module: `fill=95 layout=scattered who=slots ns=1,2,3`.
+fn figure(line: &str) -> Option<Figure> {
+    let value = |name: &str| {
+        line.split_whitespace()
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+    };
+    let times: Result<Vec<f64>, _> = value("ns")?.split(',').map(str::parse).collect();
+    Figure::new(
+        "guest",
+        value("who")?,
+        value("layout")?,
+        value("fill")?.parse().ok()?,
+        times.ok()?,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_module() {
+        let found = figure("fill=95 layout=scattered who=drm_mm ns=7,5,9").unwrap();
+        assert_eq!(
+            (found.who.as_str(), found.layout.as_str(), found.fill),
+            ("drm_mm", "scattered", 95)
+        );
+        assert_eq!((found.rounds, found.median_ns), (3, 7.0));
+        for line in [
+            "",
+            "fill=95 layout=x who=y ns=",
+            "fill=x layout=x who=y ns=1",
+        ] {
+            assert_eq!(figure(line), None, "{line}");
+        }
+    }
+}
