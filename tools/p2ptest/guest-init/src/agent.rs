@@ -13,6 +13,7 @@ use nix::libc::O_NONBLOCK;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use p2p_init::{Report, Request, Status, kmsg_text};
 
+use crate::checkers;
 use crate::relay::Relay;
 use crate::run;
 
@@ -62,6 +63,17 @@ pub fn serve(problems: Vec<String>) -> Result<()> {
                     Err(e) => Status::Failed(format!("{e:#}")),
                 };
                 agent.end(status)?;
+            }
+            Ok(Request::Checkers) => {
+                let stopped = checkers::stopped().map(|names| {
+                    let line = |name| format!("{name} has stopped");
+                    names.into_iter().map(line).collect()
+                });
+                agent.found(stopped)?;
+            }
+            Ok(Request::Leaks) => {
+                agent.note("looking for leaks");
+                agent.found(checkers::leaks())?;
             }
             // The reader delivers answers itself.
             Ok(Request::Answer { .. }) => {}
@@ -133,6 +145,21 @@ impl Agent {
     fn end(&mut self, status: Status) -> Result<()> {
         self.forward_kernel_log()?;
         self.port.send(&Report::Ended { status })
+    }
+
+    /// Sends what a check found, and whether it found anything.
+    fn found(&mut self, lines: Result<Vec<String>>) -> Result<()> {
+        let status = match lines {
+            Ok(lines) => {
+                let code = i32::from(!lines.is_empty());
+                for line in lines {
+                    self.output(line)?;
+                }
+                Status::Exit(code)
+            }
+            Err(e) => Status::Failed(format!("{e:#}")),
+        };
+        self.end(status)
     }
 
     /// Marks the kernel's log, so that a console tells what ran when.

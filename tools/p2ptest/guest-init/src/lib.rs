@@ -76,6 +76,12 @@ pub enum Request {
         /// What the host says.
         answer: Answer,
     },
+    /// Asks whether the debug kernel's checkers still work; exit code 1 if one has
+    /// stopped, which is then named.
+    Checkers,
+    /// Looks for memory that leaked since the last time; exit code 1 if there is
+    /// some, with kmemleak's report.
+    Leaks,
     /// Powers the guest off; there is no answer.
     PowerOff,
 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod checkers;
 mod relay;
 mod run;
 
@@ -46,6 +47,7 @@ fn run() -> Result<()> {
             problems.push(format!("{path}: {e}"));
         }
     }
+    problems.extend(checkers::set_up().err().map(|e| format!("{e:#}")));
     problems.extend(load_modules().err().map(|e| format!("{e:#}")));
     problems.extend(devices_without_driver()?);
     let command_line = fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;

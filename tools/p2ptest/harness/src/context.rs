@@ -23,6 +23,55 @@ pub struct Context {
     pub accel: AccelChoice,
     /// The interactive guests' devices.
     pub setup: Setup,
+    /// Which kernels the tests run on; `None` if the user does not say.
+    pub debug: Option<bool>,
+}
+
+/// What a kernel is configured for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Flavour {
+    /// For speed.
+    Release,
+    /// To find defects: KASAN, lockdep, kmemleak, DMA-API debugging and more.
+    Debug,
+}
+
+impl Flavour {
+    /// Both, in the order in which they are built and tested.
+    pub const ALL: [Self; 2] = [Self::Release, Self::Debug];
+
+    /// What the names of its files and of its tests start with.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Release => "",
+            Self::Debug => "debug-",
+        }
+    }
+
+    /// How much longer everything in the guest may take.
+    pub fn slowness(self) -> f64 {
+        match self {
+            Self::Release => 1.0,
+            Self::Debug => 4.0,
+        }
+    }
+
+    /// Memory of a test's guest, MiB: KASAN takes an eighth, and keeps freed memory.
+    pub fn memory(self) -> u64 {
+        match self {
+            Self::Release => 1024,
+            Self::Debug => 1536,
+        }
+    }
+
+    /// Kernel parameters of all its guests: each report of KASAN counts, not only
+    /// the first one, and the log has room for a few.
+    pub fn parameters(self) -> &'static str {
+        match self {
+            Self::Release => "",
+            Self::Debug => " kasan_multi_shot log_buf_len=2M",
+        }
+    }
 }
 
 /// The user's wish for an accelerator.
@@ -160,6 +209,12 @@ impl Context {
                 .find(|topology| topology.name() == v)
                 .with_context(|| format!("TOPOLOGY={v}: expected switch, bridge, iommu or none"))?,
         };
+        let debug = match text("DEBUG").as_deref() {
+            None => None,
+            Some("0") => Some(false),
+            Some("1") => Some(true),
+            Some(v) => bail!("DEBUG={v}: expected 0 or 1"),
+        };
         Ok(Self {
             top: folder("P2PGPU_TOP")?,
             cache: folder("P2PGPU_CACHE")?,
@@ -168,7 +223,16 @@ impl Context {
             timeout_scale,
             accel,
             setup: Setup { topology, mode },
+            debug,
         })
+    }
+
+    /// The kernel of the commands that use one only.
+    pub fn flavour(&self) -> Flavour {
+        match self.debug {
+            Some(true) => Flavour::Debug,
+            Some(false) | None => Flavour::Release,
+        }
     }
 
     /// What this checkout builds.

@@ -24,14 +24,15 @@ pub const BENCHMARK: &str = "/modules/p2pgpu_bench.ko";
 
 const BUSYBOX: &str = "/usr/bin/busybox";
 
-/// Makes the archive that all guests of this run boot from.
+/// Makes the archive that all guests of this run and kernel boot from.
 ///
 /// # Errors
 ///
 /// When a part of it is missing or cannot be read.
 pub fn build(ctx: &Context, kernel: &Kernel, programs: &Programs) -> Result<PathBuf> {
-    let path = ctx.build().join("initrd");
-    let new = ctx.build().join("initrd.new");
+    let name = format!("{}initrd", kernel.flavour.prefix());
+    let path = ctx.build().join(&name);
+    let new = ctx.build().join(name + ".new");
     let mut archive = Archive::new(BufWriter::new(File::create(&new)?));
     archive.folder("dev")?;
 

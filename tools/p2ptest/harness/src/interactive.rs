@@ -17,7 +17,6 @@ use crate::models::Models;
 use crate::qemu::{Accel, Console, Guest};
 use crate::session::{End, Parts, Session, socket_folder};
 use crate::stop;
-use crate::test::MEMORY;
 
 /// A transfer of some 100 MiB under TCG takes minutes.
 const DEMO_LIMIT: Duration = Duration::from_secs(900);
@@ -65,7 +64,7 @@ impl Input {
 ///
 /// When something cannot be built or the guest does not come up.
 pub fn demo(ctx: &Context) -> Result<bool> {
-    let kernel = kernel::ensure(ctx)?;
+    let kernel = kernel::ensure(ctx, ctx.flavour())?;
     let programs = cargo::programs(ctx)?;
     let program = programs
         .demo
@@ -77,11 +76,12 @@ pub fn demo(ctx: &Context) -> Result<bool> {
     let accel = Accel::choose(ctx, &kernel.image)?;
     let parts = Parts {
         ctx,
+        flavour: kernel.flavour,
         programs: &programs,
         image: kernel.image,
         initrd,
         accel,
-        memory: MEMORY + 3 * input.size.div_ceil(1 << 20),
+        memory: kernel.flavour.memory() + 3 * input.size.div_ceil(1 << 20),
     };
     let mut session = Session::start(&parts, ctx.setup, "demo", "kunit.enable=0")?;
     let mut findings = std::mem::take(&mut session.boot);
@@ -121,7 +121,7 @@ pub fn demo(ctx: &Context) -> Result<bool> {
 ///
 /// When something cannot be built or QEMU does not start.
 pub fn shell(ctx: &Context) -> Result<()> {
-    let kernel = kernel::ensure(ctx)?;
+    let kernel = kernel::ensure(ctx, ctx.flavour())?;
     let programs = cargo::programs(ctx)?;
     let folder = socket_folder()?;
     let logs = ctx.results().join("shell");
@@ -132,11 +132,12 @@ pub fn shell(ctx: &Context) -> Result<()> {
         topology: ctx.setup.topology,
         initrd: initrd::build(ctx, &kernel, &programs)?,
         image: kernel.image,
-        memory: MEMORY,
+        memory: kernel.flavour.memory(),
         parameters: format!(
-            "quiet kunit.enable=0 {}={}",
+            "quiet kunit.enable=0 {}={}{}",
             p2p_init::MODE_PARAMETER,
-            p2p_init::Mode::Shell.name()
+            p2p_init::Mode::Shell.name(),
+            kernel.flavour.parameters()
         ),
         devices: models.devices(),
         console: Console::Terminal,

@@ -72,7 +72,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<bool> {
     stop::install()?;
     let ctx = Context::from_env()?;
-    let filter = || Filter::new(std::env::var("T").ok().as_deref());
+    let optional = ctx.flavour().prefix();
+    let filter = || Filter::new(std::env::var("T").ok().as_deref(), optional);
     match command {
         Command::Bench => bench::run(&ctx).map(|()| true),
         Command::Demo => interactive::demo(&ctx),
@@ -80,7 +81,7 @@ fn run(command: Command) -> Result<bool> {
         Command::List => test::list(&ctx, &filter()?).map(|()| true),
         Command::Test => Ok(test::run(&ctx, &filter()?)?.good()),
         Command::Kernel => {
-            let kernel = kernel::ensure(&ctx)?;
+            let kernel = kernel::ensure(&ctx, ctx.flavour())?;
             println!("{}", kernel.image.display());
             for module in &kernel.modules {
                 println!("{}", module.display());

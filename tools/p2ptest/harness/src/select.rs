@@ -6,38 +6,57 @@ use globset::{GlobBuilder, GlobMatcher};
 
 /// The user's choice.
 #[derive(Debug)]
-pub struct Filter(Option<GlobMatcher>);
+pub struct Filter {
+    glob: Option<GlobMatcher>,
+    optional: &'static str,
+}
 
 impl Filter {
     /// A filter by this glob; none chooses every test. `*` matches `/` and `@` too.
+    /// An id that starts with `optional` may be named without that.
     ///
     /// # Errors
     ///
     /// When the glob is malformed.
-    pub fn new(glob: Option<&str>) -> Result<Self> {
+    pub fn new(glob: Option<&str>, optional: &'static str) -> Result<Self> {
         let Some(glob) = glob.filter(|g| !g.is_empty()) else {
-            return Ok(Self(None));
+            return Ok(Self {
+                glob: None,
+                optional,
+            });
         };
         let glob = GlobBuilder::new(glob)
             .literal_separator(false)
             .build()
             .with_context(|| format!("T={glob}"))?;
-        Ok(Self(Some(glob.compile_matcher())))
+        Ok(Self {
+            glob: Some(glob.compile_matcher()),
+            optional,
+        })
+    }
+
+    /// An id, or the beginning of one, and the other form of it if there is one.
+    fn forms<'a>(&self, id: &'a str) -> impl Iterator<Item = &'a str> {
+        [Some(id), id.strip_prefix(self.optional)]
+            .into_iter()
+            .flatten()
     }
 
     /// Whether a test is chosen.
     pub fn takes(&self, id: &str) -> bool {
-        self.0.as_ref().is_none_or(|glob| glob.is_match(id))
+        let glob = self.glob.as_ref();
+        glob.is_none_or(|glob| self.forms(id).any(|id| glob.is_match(id)))
     }
 
     /// Whether ids that start so can be chosen at all: what cannot need not be
     /// built or listed. May say yes without need, never no.
     pub fn may_take(&self, prefix: &str) -> bool {
-        let Some(glob) = &self.0 else { return true };
+        let Some(glob) = &self.glob else { return true };
         alternatives(glob.glob().glob()).iter().any(|glob| {
             let literal = glob.split(['*', '?', '[', '{', '\\']).next();
             let literal = literal.unwrap_or_default();
-            literal.starts_with(prefix) || prefix.starts_with(literal)
+            self.forms(prefix)
+                .any(|prefix| literal.starts_with(prefix) || prefix.starts_with(literal))
         })
     }
 }
@@ -58,7 +77,7 @@ mod tests {
     use super::*;
 
     fn filter(glob: &str) -> Filter {
-        Filter::new(Some(glob)).unwrap()
+        Filter::new(Some(glob), "").unwrap()
     }
 
     #[test]
@@ -78,7 +97,7 @@ mod tests {
         for glob in ["trapped/*", "p2p_export@*", "mapped/p2p_export"] {
             assert!(!filter(glob).takes(id), "{glob}");
         }
-        assert!(Filter::new(Some("[")).is_err());
+        assert!(Filter::new(Some("["), "").is_err());
     }
 
     #[test]
@@ -90,6 +109,17 @@ mod tests {
         assert!(filter("{host,check}/*").may_take("host/"));
         assert!(!filter("{mapped,check}/*").may_take("host/"));
         assert!(filter("{{mapped,x},check}/*").may_take("host/"));
-        assert!(Filter::new(None).unwrap().may_take("host/"));
+        assert!(Filter::new(None, "").unwrap().may_take("host/"));
+    }
+
+    #[test]
+    fn a_prefix_may_be_left_out() {
+        let filter = |glob| Filter::new(Some(glob), "debug-").unwrap();
+        for glob in ["mapped/p2p_gem@*", "debug-mapped/*", "*/p2p_gem@a"] {
+            assert!(filter(glob).takes("debug-mapped/p2p_gem@a"), "{glob}");
+            assert!(filter(glob).may_take("debug-mapped/"), "{glob}");
+        }
+        assert!(!filter("trapped/*").takes("debug-mapped/p2p_gem@a"));
+        assert!(!filter("trapped/*").may_take("debug-mapped/"));
     }
 }

@@ -16,7 +16,7 @@ use p2p_init::{Report, Request, Status};
 use tempfile::TempDir;
 
 use crate::cargo::Programs;
-use crate::context::{Context, Setup};
+use crate::context::{Context, Flavour, Setup};
 use crate::host;
 use crate::models::Models;
 use crate::qemu::{Accel, Console, Guest};
@@ -25,8 +25,12 @@ use crate::splat::is_splat;
 use crate::step::read_lines;
 use crate::stop::{self, Group};
 
-/// A boot under TCG takes seconds; a debug kernel's under load some minutes.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// A boot under TCG takes seconds, more where others use the processors.
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// QEMU itself starts as fast with any kernel.
+const QEMU_LIMIT: Duration = Duration::from_secs(60);
+/// Looking for leaks takes two scans of all memory.
+const LEAKS_LIMIT: Duration = Duration::from_secs(60);
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
 /// What the harness grants beyond the agent's own timeout.
 const MARGIN: Duration = Duration::from_secs(45);
@@ -38,6 +42,8 @@ const TAIL: usize = 25;
 pub struct Parts<'a> {
     /// Settings.
     pub ctx: &'a Context,
+    /// What the kernel was configured for.
+    pub flavour: Flavour,
     /// Models and test programs.
     pub programs: &'a Programs,
     /// The kernel image.
@@ -118,7 +124,7 @@ impl Session {
             image: parts.image.clone(),
             initrd: parts.initrd.clone(),
             memory: parts.memory,
-            parameters: parameters.to_owned(),
+            parameters: format!("{parameters}{}", parts.flavour.parameters()),
             devices: models.devices(),
             console: Console::Output,
             agent: Some(agent_path),
@@ -160,7 +166,7 @@ impl Session {
             guest,
             console_path,
             boot: Vec::new(),
-            scale: parts.ctx.timeout_scale,
+            scale: parts.ctx.timeout_scale * parts.flavour.slowness(),
             _folder: folder,
         };
         session.await_ready()?;
@@ -214,6 +220,26 @@ impl Session {
     /// As for [`Session::run`].
     pub fn kunit(&mut self) -> Result<Outcome> {
         self.request(&Request::Kunit, MARGIN.mul_f64(self.scale), &mut |_| {})
+    }
+
+    /// Asks which of the debug kernel's checkers have stopped.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Session::run`].
+    pub fn checkers(&mut self) -> Result<Outcome> {
+        let limit = MARGIN.mul_f64(self.scale);
+        self.request(&Request::Checkers, limit, &mut |_| {})
+    }
+
+    /// Asks the debug kernel what has leaked since the last time.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Session::run`].
+    pub fn leaks(&mut self) -> Result<Outcome> {
+        let limit = LEAKS_LIMIT.mul_f64(self.scale);
+        self.request(&Request::Leaks, limit, &mut |_| {})
     }
 
     fn request(
@@ -352,7 +378,7 @@ fn forward(lines: Receiver<String>, to: Sender<Event>, wrap: fn(String) -> Event
 /// Waits for QEMU to connect the guest's second serial port.
 fn accept(listener: &UnixListener, qemu: &mut Group, results: &Path) -> Result<UnixStream> {
     listener.set_nonblocking(true)?;
-    let until = Instant::now() + BOOT_LIMIT;
+    let until = Instant::now() + QEMU_LIMIT;
     loop {
         stop::check()?;
         match listener.accept() {

@@ -2,7 +2,7 @@
 //! Which lines of the kernel's log mean that the kernel found something wrong.
 
 /// Beginnings of a message that is a finding, whatever follows.
-const STARTS: [&str; 13] = [
+const STARTS: [&str; 20] = [
     "BUG: ",
     "BUG at ",
     "WARNING: ",
@@ -16,10 +16,27 @@ const STARTS: [&str; 13] = [
     "rcu: INFO: ",
     "watchdog: BUG",
     "UBSAN: ",
+    "DMA-API: ",
+    "ODEBUG: ",
+    "kmemleak: ",
+    "list_add corruption",
+    "list_del corruption",
+    "INFO: trying to register non-static key",
+    "INFO: lockdep is turned off",
+];
+
+/// What the checkers say when all is well: beginnings, and parts.
+const EVERYDAY: [(&str, &str); 5] = [
+    ("DMA-API: preallocated ", " debug entries"),
+    ("DMA-API: debugging enabled", ""),
+    ("DMA-API: dma_debug_entry pool grown", ""),
+    ("kmemleak: Kernel memory leak detector initialized", ""),
+    // The leaks themselves are asked for.
+    ("kmemleak: ", " new suspected memory leaks"),
 ];
 
 /// Parts of a message that are a finding wherever they stand.
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 13] = [
     "blocked for more than",
     "possible circular locking dependency",
     "possible recursive locking detected",
@@ -29,7 +46,8 @@ const PARTS: [&str; 12] = [
     "held lock freed",
     "sleeping function called from invalid context",
     "unreferenced object",
-    "DMA-API: ",
+    "DMA-API: device driver",
+    "turning off the locking correctness validator",
     "refcount_t: ",
     "panicked at ",
 ];
@@ -37,6 +55,12 @@ const PARTS: [&str; 12] = [
 /// Whether a line says that the kernel found something wrong.
 pub fn is_splat(text: &str) -> bool {
     let text = without_decoration(text);
+    if EVERYDAY
+        .iter()
+        .any(|(start, part)| text.starts_with(start) && text.contains(part))
+    {
+        return false;
+    }
     STARTS.iter().any(|s| text.starts_with(s)) || PARTS.iter().any(|p| text.contains(p))
 }
 
@@ -73,6 +97,15 @@ mod tests {
             "BUG: KASAN: slab-use-after-free in x",
             "DMA-API: device driver frees DMA memory with wrong function",
             "Oops: general protection fault, probably for non-canonical address",
+            "DMA-API: p2pgpu 0000:03:00.0: device driver failed to check map error",
+            "DMA-API: debugging out of memory - disabling",
+            "ODEBUG: free active (active state 0) object: 0 object type: work_struct",
+            "kmemleak: Cannot allocate a kmemleak_object structure",
+            "BUG: sleeping function called from invalid context at mm/x.c:1",
+            "WARNING: possible irq lock inversion dependency detected",
+            "INFO: trying to register non-static key.",
+            "turning off the locking correctness validator.",
+            "list_del corruption. prev->next should be 0, but was 1.",
         ] {
             assert!(is_splat(line), "{line}");
         }
@@ -86,6 +119,10 @@ mod tests {
             "[drm] Initialized p2pgpu 1.0.0 for 0000:03:00.0 on minor 0",
             "ACPI: [Firmware Bug]: something minor",
             "rcu: Hierarchical RCU implementation.",
+            "DMA-API: preallocated 65536 debug entries",
+            "DMA-API: debugging enabled by kernel config",
+            "kmemleak: Kernel memory leak detector initialized (mem pool available: 1)",
+            "kmemleak: 2 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
             "",
         ] {
             assert!(!is_splat(line), "{line}");

@@ -6,9 +6,9 @@ use std::fs;
 use anyhow::Result;
 
 use crate::cargo;
-use crate::context::{Context, Setup};
+use crate::context::{Context, Flavour, Setup};
 use crate::initrd;
-use crate::kernel;
+use crate::kernel::{self, Kernel};
 use crate::qemu::Accel;
 use crate::results::{Counts, Results};
 use crate::select::Filter;
@@ -16,29 +16,42 @@ use crate::session::Parts;
 use crate::stop;
 use crate::suites::{checks, guest, host, kunit};
 
-/// Memory of a test's guest, MiB.
-pub const MEMORY: u64 = 1024;
-
 /// Everything that was chosen.
 struct Plan {
     programs: Option<cargo::Programs>,
     checks: Vec<checks::Check>,
     host: Vec<host::Suite>,
-    kunit: Vec<String>,
+    kunit: Vec<(Flavour, kunit::Chosen)>,
     cases: Vec<guest::Case>,
     ids: Vec<String>,
 }
 
+/// What the ids of tests start with that run in this kernel's guests.
+fn guests(flavour: Flavour) -> impl Iterator<Item = String> {
+    let places = Setup::all().map(|setup| setup.name() + "/");
+    let names = places.chain([kunit::NAME.to_owned()]);
+    names.map(move |name| format!("{}{name}", flavour.prefix()))
+}
+
 impl Plan {
     fn new(ctx: &Context, filter: &Filter) -> Result<Self> {
-        let may_boot = boot_prefixes().iter().any(|p| filter.may_take(p));
-        let mut checks = if filter.may_take(checks::PREFIX) {
+        let flavours = Flavour::ALL.into_iter().filter(|flavour| match flavour {
+            Flavour::Release => ctx.debug != Some(true),
+            Flavour::Debug => ctx.debug != Some(false),
+        });
+        let may_boot = flavours
+            .clone()
+            .flat_map(guests)
+            .any(|prefix| filter.may_take(&prefix));
+        // What meets no kernel is no other test with another one.
+        let everywhere = ctx.debug != Some(true);
+        let mut checks = if everywhere && filter.may_take(checks::PREFIX) {
             checks::list(ctx)?
         } else {
             Vec::new()
         };
         checks.retain(|check| filter.takes(&check.id(&ctx.top)));
-        let host = if filter.may_take(host::PREFIX) {
+        let host = if everywhere && filter.may_take(host::PREFIX) {
             host::list(ctx)?
         } else {
             Vec::new()
@@ -48,14 +61,13 @@ impl Plan {
         } else {
             None
         };
-        let mut kunit = kunit::list(&ctx.top)?;
-        kunit.retain(|id| filter.takes(id));
-        if !kunit.is_empty() && !kunit.iter().any(|id| id == kunit::BOOT) {
-            kunit.push(kunit::BOOT.to_owned());
+        let mut kunit = Vec::new();
+        for flavour in flavours {
+            kunit.push((flavour, kunit::choose(&ctx.top, flavour, filter)?));
         }
         let cases = programs
             .as_ref()
-            .map_or_else(|| Ok(Vec::new()), guest::list)?;
+            .map_or_else(|| Ok(Vec::new()), |p| guest::list(p, ctx.debug))?;
         let (cases, guest_ids) = guest::choose(cases, filter);
 
         let mut ids: Vec<String> = checks.iter().map(|c| c.id(&ctx.top)).collect();
@@ -64,7 +76,7 @@ impl Plan {
                 .flat_map(host::ids)
                 .filter(|id| filter.takes(id)),
         );
-        ids.extend(kunit.iter().cloned());
+        ids.extend(kunit.iter().flat_map(|(_, chosen)| chosen.ids()).cloned());
         ids.extend(guest_ids);
         Ok(Self {
             programs,
@@ -76,17 +88,9 @@ impl Plan {
         })
     }
 
-    fn boots(&self) -> bool {
-        let prefixes = boot_prefixes();
-        let boots = |id: &String| prefixes.iter().any(|p| id.starts_with(p));
-        self.ids.iter().any(boots)
+    fn boots(&self, flavour: Flavour) -> bool {
+        guests(flavour).any(|prefix| self.ids.iter().any(|id| id.starts_with(&prefix)))
     }
-}
-
-/// How the ids of tests that need a guest begin.
-fn boot_prefixes() -> Vec<String> {
-    let guests = Setup::all().map(|setup| format!("{}/", setup.name()));
-    guests.chain([kunit::PREFIX.to_owned()]).collect()
 }
 
 /// Prints the ids of the chosen tests.
@@ -137,8 +141,8 @@ fn run_plan(
         host::run(ctx, suite, results)?;
     }
     let needs_tree = plan.checks.iter().any(checks::Check::needs_tree);
-    let kernel = if plan.boots() || needs_tree {
-        Some(kernel::ensure(ctx))
+    let kernel = if plan.boots(Flavour::Release) || needs_tree {
+        Some(kernel::ensure(ctx, Flavour::Release))
     } else {
         None
     };
@@ -162,20 +166,38 @@ fn run_plan(
             checks::run(ctx, nothing, rest, results)?;
         }
     }
-    let (Some(kernel), Some(programs)) = (kernel.transpose()?, &plan.programs) else {
+    // Tests follow the kernel that they need: a build of the other one may fail.
+    if let Some(kernel) = kernel.transpose()? {
+        run_guests(ctx, plan, kernel, results)?;
+    }
+    if plan.boots(Flavour::Debug) {
+        run_guests(ctx, plan, kernel::ensure(ctx, Flavour::Debug)?, results)?;
+    }
+    Ok(())
+}
+
+/// Runs all that boots this kernel.
+fn run_guests(
+    ctx: &Context,
+    plan: &Plan,
+    kernel: Kernel,
+    results: &mut Results<std::io::StdoutLock<'_>>,
+) -> Result<()> {
+    let flavour = kernel.flavour;
+    let Some(programs) = plan.programs.as_ref().filter(|_| plan.boots(flavour)) else {
         return Ok(());
     };
-    if !plan.boots() {
-        return Ok(());
-    }
     let parts = Parts {
         ctx,
+        flavour,
         initrd: initrd::build(ctx, &kernel, programs)?,
         accel: Accel::choose(ctx, &kernel.image)?,
         image: kernel.image,
         programs,
-        memory: MEMORY,
+        memory: flavour.memory(),
     };
-    kunit::run(&parts, &plan.kunit, results)?;
+    for (_, chosen) in plan.kunit.iter().filter(|(of, _)| *of == flavour) {
+        kunit::run(&parts, chosen, results)?;
+    }
     guest::run(&parts, &plan.cases, results)
 }

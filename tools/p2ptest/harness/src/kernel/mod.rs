@@ -12,16 +12,21 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::content::{Key, Stamp, read_optional, write_atomic};
-use crate::context::Context;
+use crate::context::{Context, Flavour};
 use crate::lock;
 use crate::step::Step;
 
 /// Lines of a build from nothing, until a build on this machine told better.
 const BUILD_LINES: u64 = 1850;
+/// In the fragments' folder, one over the other.
+const RELEASE: &str = "release.config";
+const DEBUG: &str = "debug.config";
 
 /// What a guest boots, in the checkout's own build folder.
 #[derive(Debug, Clone)]
 pub struct Kernel {
+    /// What it was configured for.
+    pub flavour: Flavour,
     /// The kernel image.
     pub image: PathBuf,
     /// Modules in an order in which they can be loaded.
@@ -37,7 +42,7 @@ pub struct Kernel {
 /// # Errors
 ///
 /// When a step fails; its log is named.
-pub fn ensure(ctx: &Context) -> Result<Kernel> {
+pub fn ensure(ctx: &Context, flavour: Flavour) -> Result<Kernel> {
     let folder = ctx.cache.join("kernel");
     fs::create_dir_all(&folder)?;
     // The tree and its objects are one for all checkouts.
@@ -47,10 +52,16 @@ pub fn ensure(ctx: &Context) -> Result<Kernel> {
         .context("reading kernel/made-for")?;
     let overlay = tree.apply(&ctx.top, made_for.trim())?;
 
+    // "linux.build" and "linux-debug.build" beside one tree, "linux".
+    let suffix = match flavour {
+        Flavour::Release => ".build",
+        Flavour::Debug => "-debug.build",
+    };
     let build = Build {
         ctx,
+        flavour,
         source: tree.dir.clone(),
-        out: with_suffix(&tree.dir, ".build"),
+        out: with_suffix(&tree.dir, suffix),
     };
     let fragment = build.fragment()?;
     let toolchain = read_optional(Path::new("/.p2pgpu-key"))?.unwrap_or_default();
@@ -62,7 +73,7 @@ pub fn ensure(ctx: &Context) -> Result<Kernel> {
             .add(&fragment);
         key.hex()
     };
-    let stamp_path = with_suffix(&tree.dir, ".build.stamp");
+    let stamp_path = with_suffix(&build.out, ".stamp");
     let stamp = Stamp(&stamp_path);
     if !stamp.holds(&key) {
         stamp.clear()?;
@@ -82,6 +93,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 struct Build<'a> {
     ctx: &'a Context,
+    flavour: Flavour,
     source: PathBuf,
     out: PathBuf,
 }
@@ -91,7 +103,10 @@ impl Build<'_> {
     /// for where the tree has them.
     fn fragment(&self) -> Result<String> {
         let folder = self.ctx.kernel_files();
-        let mut text = fs::read_to_string(folder.join("release.config"))?;
+        let mut text = fs::read_to_string(folder.join(RELEASE))?;
+        if self.flavour == Flavour::Debug {
+            text.push_str(&fs::read_to_string(folder.join(DEBUG))?);
+        }
         for (parent, driver, line) in [
             (
                 "drivers/gpu/drm/Kconfig",
@@ -109,6 +124,11 @@ impl Build<'_> {
             }
         }
         Ok(text)
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        let prefix = self.flavour.prefix();
+        self.ctx.logs().join(format!("{prefix}{name}"))
     }
 
     fn make(&self) -> Command {
@@ -153,9 +173,10 @@ impl Build<'_> {
         stamp.clear()?;
         let all = self.out.join("p2pgpu.config");
         write_atomic(&all, fragment.as_bytes())?;
-        let log = self.ctx.logs().join("kernel-config.log");
+        let log = self.log("kernel-config.log");
+        let label = format!("{}kernel configuration", self.flavour.prefix());
         let step = Step {
-            label: "kernel configuration",
+            label: &label,
             log: &log,
             expected: None,
             unit: "lines",
@@ -174,12 +195,13 @@ impl Build<'_> {
     }
 
     fn compile(&self) -> Result<()> {
-        let log = self.ctx.logs().join("kernel-build.log");
+        let log = self.log("kernel-build.log");
+        let label = format!("{}kernel", self.flavour.prefix());
         let first = !self.out.join("vmlinux").exists();
         let lines = with_suffix(&self.out, ".lines");
         let known = fs::read_to_string(&lines).ok().and_then(|s| s.parse().ok());
         let step = Step {
-            label: "kernel",
+            label: &label,
             log: &log,
             expected: first.then_some(known.unwrap_or(BUILD_LINES)),
             unit: "objects",
@@ -198,7 +220,8 @@ impl Build<'_> {
     /// Copies the image and the modules, so that another checkout's build does
     /// not change what this one's guests boot.
     fn collect(&self) -> Result<Kernel> {
-        let to = self.ctx.build().join("kernel");
+        let name = format!("{}kernel", self.flavour.prefix());
+        let to = self.ctx.build().join(name);
         fs::create_dir_all(to.join("modules"))?;
         let copy = |from: &Path, to: &Path| -> Result<()> {
             let bytes = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
@@ -226,6 +249,7 @@ impl Build<'_> {
             }
         }
         Ok(Kernel {
+            flavour: self.flavour,
             image,
             modules: load_order(built)?,
             tree: self.source.clone(),

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The tests that run in a guest, in both aperture modes: "mapped/p2p_gem@subtest"
-//! behind a switch, "iommu-mapped/p2p_nic@subtest" in another topology.
-//! A guest that dies takes one test with it; the others go on in a fresh one.
+//! behind a switch, "iommu-mapped/p2p_nic@subtest" in another topology, and
+//! "debug-mapped/p2p_gem@subtest" on the debug kernel. A guest that dies takes one
+//! test with it; the others go on in a fresh one.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,12 +14,13 @@ use anyhow::{Result, ensure};
 use p2p_init::Status;
 
 use crate::cargo::Programs;
-use crate::context::{Setup, Topology};
+use crate::context::{Flavour, Mode, Setup, Topology};
 use crate::initrd::in_guest;
 use crate::results::{Outcome, Results, Verdict};
 use crate::select::Filter;
 use crate::session::{self, End, Parts, Session};
 use crate::stop;
+use crate::suites::audit::{self, Guest};
 
 /// A subtest may take so long; its guest may be slow and shared with others.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -25,6 +28,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 const LIST_LIMIT: Duration = Duration::from_secs(30);
 /// Guests that do not come up one after another, before the rest is given up.
 const MAX_DEAD_BOOTS: usize = 2;
+/// What runs on the debug kernel in every run, in mapped mode: the programs that
+/// map, move and revoke most.
+const DEBUG_PART: [&str; 2] = ["p2p_export", "p2p_invalidate"];
 /// IGT's exit codes.
 const EXIT_SKIP: i32 = 77;
 const EXIT_FAIL: i32 = 98;
@@ -33,15 +39,71 @@ const EXIT_FAIL: i32 = 98;
 /// same in all topologies, and run behind the switch only.
 const ROUTED: [&str; 3] = ["p2p_export", "p2p_invalidate", "p2p_nic"];
 
-fn runs_in(program: &Path, topology: Topology) -> bool {
-    let routed = || ROUTED.iter().any(|name| program.ends_with(name));
-    topology == Topology::Switch || routed()
+/// Where tests run: a kernel, and devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The kernel.
+    pub flavour: Flavour,
+    /// The devices.
+    pub setup: Setup,
 }
 
-/// One subtest in one setup.
+impl Place {
+    /// All, in the order in which they run.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Flavour::ALL
+            .into_iter()
+            .flat_map(|flavour| Setup::all().map(move |setup| Self { flavour, setup }))
+    }
+
+    /// The name in test ids: "mapped", "debug-trapped", "debug-iommu-mapped".
+    pub fn name(self) -> String {
+        format!("{}{}", self.flavour.prefix(), self.setup.name())
+    }
+
+    /// Its guests' boot, as a group of tests.
+    fn boot(self) -> String {
+        format!("{}/boot", self.name())
+    }
+
+    /// The boot of its guests is a test itself: drivers loaded, nothing in the log.
+    fn boot_id(self) -> String {
+        format!("{}@clean", self.boot())
+    }
+
+    /// Powering off after the tests is one too.
+    fn end_id(self) -> String {
+        format!("{}@ends", self.boot())
+    }
+
+    /// The ids that come with any test here.
+    fn ids(self) -> Vec<String> {
+        let mut ids = vec![self.boot_id(), self.end_id()];
+        ids.extend(audit::ids(self.flavour, &self.boot()));
+        ids
+    }
+
+    /// Whether a run tests a program here. Unless the user asks for the debug
+    /// kernel, or for none of it, it has a part of the tests.
+    fn runs(self, program: &str, debug: Option<bool>) -> bool {
+        const PART: Setup = Setup {
+            topology: Topology::Switch,
+            mode: Mode::Mapped,
+        };
+        let has_subject = self.setup.topology == Topology::Switch || ROUTED.contains(&program);
+        has_subject
+            && match (self.flavour, debug) {
+                (Flavour::Release, debug) => debug != Some(true),
+                (Flavour::Debug, Some(debug)) => debug,
+                (Flavour::Debug, None) => self.setup == PART && DEBUG_PART.contains(&program),
+            }
+    }
+}
+
+/// One subtest in one place.
 #[derive(Debug, Clone)]
 pub struct Case {
-    setup: Setup,
+    place: Place,
     program: PathBuf,
     subtest: String,
 }
@@ -49,23 +111,14 @@ pub struct Case {
 impl Case {
     /// The test's id.
     pub fn id(&self) -> String {
-        let program = self
-            .program
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
-        format!("{}/{program}@{}", self.setup.name(), self.subtest)
+        format!("{}@{}", self.group(), self.subtest)
     }
-}
 
-/// The boot of a setup's guests is a test itself: drivers loaded, nothing in the log.
-fn boot_id(setup: Setup) -> String {
-    format!("{}/boot@clean", setup.name())
-}
-
-/// Powering off after the tests is one too.
-fn end_id(setup: Setup) -> String {
-    format!("{}/boot@ends", setup.name())
+    /// The group that shares a program.
+    fn group(&self) -> String {
+        let program = self.program.file_name().unwrap_or_default();
+        format!("{}/{}", self.place.name(), program.display())
+    }
 }
 
 /// Asks the test programs, outside any guest, for their subtests.
@@ -73,138 +126,200 @@ fn end_id(setup: Setup) -> String {
 /// # Errors
 ///
 /// When one of them fails to tell.
-pub fn list(programs: &Programs) -> Result<Vec<Case>> {
-    let mut cases = Vec::new();
-    let mut subtests = Vec::new();
+pub fn list(programs: &Programs, debug: Option<bool>) -> Result<Vec<Case>> {
+    let mut listed = Vec::new();
     for program in &programs.tests {
         let mut command = Command::new(program);
         command.arg("--list-subtests");
-        let listed = stop::capture(&mut command, LIST_LIMIT)?;
-        ensure!(listed.status.success(), "{command:?}: {}", listed.status);
-        for subtest in listed.lines.iter().map(|line| line.trim()) {
-            if !subtest.is_empty() {
-                subtests.push((program, subtest.to_owned()));
-            }
-        }
+        let told = stop::capture(&mut command, LIST_LIMIT)?;
+        ensure!(told.status.success(), "{command:?}: {}", told.status);
+        listed.push((program, told.lines));
     }
-    for setup in Setup::all() {
-        for (program, subtest) in &subtests {
-            if runs_in(program, setup.topology) {
-                cases.push(Case {
-                    setup,
-                    program: program.to_path_buf(),
-                    subtest: subtest.clone(),
-                });
+    let mut cases = Vec::new();
+    for place in Place::all() {
+        for (program, lines) in &listed {
+            let name = program.file_name().unwrap_or_default().to_string_lossy();
+            if !place.runs(&name, debug) {
+                continue;
+            }
+            for subtest in lines.iter().map(|line| line.trim()) {
+                if !subtest.is_empty() {
+                    cases.push(Case {
+                        place,
+                        program: (*program).clone(),
+                        subtest: subtest.to_owned(),
+                    });
+                }
             }
         }
     }
     Ok(cases)
 }
 
-/// The chosen cases, and the ids of all results they lead to: those of the guests
-/// that they need as well.
+/// The chosen cases, and the ids of all results they lead to: those of their groups
+/// and of the guests that they need as well.
 pub fn choose(cases: Vec<Case>, filter: &Filter) -> (Vec<Case>, Vec<String>) {
-    let boots = |setup| [boot_id(setup), end_id(setup)];
+    let places: BTreeSet<Place> = cases.iter().map(|case| case.place).collect();
     let chosen: Vec<Case> = cases
         .into_iter()
         .filter(|case| filter.takes(&case.id()))
         .collect();
-    let mut ids: Vec<String> = chosen.iter().map(Case::id).collect();
-    for setup in Setup::all() {
-        let needed = chosen.iter().any(|case| case.setup == setup);
-        if needed || boots(setup).iter().any(|id| filter.takes(id)) {
-            ids.extend(boots(setup));
+    let mut ids: Vec<String> = Vec::new();
+    for group in chosen.chunk_by(|a, b| a.group() == b.group()) {
+        ids.extend(group.iter().map(Case::id));
+        ids.extend(audit::ids(group[0].place.flavour, &group[0].group()));
+    }
+    for place in places {
+        let needed = chosen.iter().any(|case| case.place == place);
+        if needed || place.ids().iter().any(|id| filter.takes(id)) {
+            ids.extend(place.ids());
         }
     }
     (chosen, ids)
 }
 
-/// Runs the chosen cases, setup by setup.
+/// Runs the chosen cases of one kernel, setup by setup.
 ///
 /// # Errors
 ///
 /// When the user stops the run, or a report cannot be written.
 pub fn run<W: Write>(parts: &Parts<'_>, cases: &[Case], results: &mut Results<W>) -> Result<()> {
-    for setup in Setup::all() {
-        if results.wants(&boot_id(setup)) {
-            let cases = cases.iter().filter(|case| case.setup == setup).collect();
-            run_setup(parts, setup, cases, results)?;
+    for place in Place::all().filter(|place| place.flavour == parts.flavour) {
+        if results.wants(&place.boot_id()) {
+            let cases = cases.iter().filter(|case| case.place == place).collect();
+            run_place(parts, place, cases, results)?;
         }
     }
     Ok(())
 }
 
-fn run_setup<W: Write>(
+fn run_place<W: Write>(
     parts: &Parts<'_>,
-    setup: Setup,
+    place: Place,
     cases: Vec<&Case>,
     results: &mut Results<W>,
 ) -> Result<()> {
-    let mut left = cases.into_iter();
+    let mut left: VecDeque<&Case> = cases.into();
     let mut boots = 0;
     let mut dead = 0;
     loop {
         boots += 1;
-        let name = format!("{}-{boots}", setup.name());
-        let mut session = match Session::start(parts, setup, &name, "kunit.enable=0") {
-            Ok(session) => session,
-            Err(e) => {
-                stop::check()?;
+        let name = format!("{}-{boots}", place.name());
+        let (mut session, guest) = match boot(parts, place, &name, results)? {
+            Ok(booted) => booted,
+            Err(why) => {
                 dead += 1;
-                let why = format!("{e:#}");
                 if dead < MAX_DEAD_BOOTS {
                     continue;
                 }
-                for id in [boot_id(setup), end_id(setup)]
-                    .into_iter()
-                    .chain(left.map(Case::id))
-                {
-                    results.add(Outcome::new(
-                        id,
-                        Verdict::Crash(why.clone()),
-                        Duration::ZERO,
-                    ))?;
-                }
-                return Ok(());
+                return give_up(place, &left, &why, results);
             }
         };
         dead = 0;
-        let verdict = match session.boot.is_empty() {
-            true => Verdict::Pass,
-            false => Verdict::Fail(session.boot.join("\n")),
-        };
-        results
-            .add(Outcome::new(boot_id(setup), verdict, Duration::ZERO).command(&session.command))?;
-
-        let mut died = false;
-        for case in left.by_ref() {
-            let outcome = run_case(&mut session, case)?;
-            died = matches!(outcome.verdict, Verdict::Crash(_));
-            results.add(outcome)?;
-            if died {
+        let sighted = guest == Guest::Fit;
+        let mut guest = Guest::Fit;
+        while let Some(first) = left.front()
+            && guest != Guest::Blind
+        {
+            let group = first.group();
+            guest = run_group(&mut session, place, &group, &mut left, results)?;
+            if matches!(guest, Guest::Dead(_)) {
                 break;
             }
+            if !sighted {
+                // A fresh guest would see no more.
+                guest = Guest::Fit;
+            }
         }
-        if !died {
+        if matches!(guest, Guest::Dead(_)) {
+            if left.is_empty() {
+                let why = Verdict::Skip("the last test's guest died before".to_owned());
+                results.add(Outcome::new(place.end_id(), why, Duration::ZERO))?;
+                return Ok(());
+            }
+        } else if left.is_empty() {
             let command = session.command.clone();
-            let findings = session.power_off()?;
-            let verdict = match findings.is_empty() {
-                true => Verdict::Pass,
-                false => Verdict::Fail(findings.join("\n")),
-            };
-            results.add(Outcome::new(end_id(setup), verdict, Duration::ZERO).command(&command))?;
-            return Ok(());
-        }
-        if left.len() == 0 {
-            let why = "the last test's guest died before".to_owned();
-            results.add(Outcome::new(
-                end_id(setup),
-                Verdict::Skip(why),
-                Duration::ZERO,
-            ))?;
-            return Ok(());
+            let verdict = of_findings(&session.power_off()?);
+            let end = Outcome::new(place.end_id(), verdict, Duration::ZERO);
+            return results.add(end.command(&command));
         }
     }
+}
+
+/// Boots and audits one guest, or tells why there is none.
+fn boot<W: Write>(
+    parts: &Parts<'_>,
+    place: Place,
+    name: &str,
+    results: &mut Results<W>,
+) -> Result<Result<(Session, Guest), String>> {
+    let mut session = match Session::start(parts, place.setup, name, "kunit.enable=0") {
+        Ok(session) => session,
+        Err(e) => {
+            stop::check()?;
+            return Ok(Err(format!("{e:#}")));
+        }
+    };
+    let verdict = of_findings(&session.boot);
+    let boot = Outcome::new(place.boot_id(), verdict, Duration::ZERO);
+    results.add(boot.command(&session.command))?;
+    match audit::run(&mut session, place.flavour, &place.boot(), results)? {
+        Guest::Dead(why) => Ok(Err(why)),
+        guest => Ok(Ok((session, guest))),
+    }
+}
+
+fn of_findings(findings: &[String]) -> Verdict {
+    match findings.is_empty() {
+        true => Verdict::Pass,
+        false => Verdict::Fail(findings.join("\n")),
+    }
+}
+
+/// No guest comes up: nothing that is left can run.
+fn give_up<W: Write>(
+    place: Place,
+    left: &VecDeque<&Case>,
+    why: &str,
+    results: &mut Results<W>,
+) -> Result<()> {
+    let groups: BTreeSet<String> = left.iter().map(|case| case.group()).collect();
+    let audits = groups
+        .iter()
+        .flat_map(|group| audit::ids(place.flavour, group));
+    let ids = place.ids().into_iter().chain(audits);
+    for id in ids.chain(left.iter().map(|case| case.id())) {
+        let verdict = Verdict::Crash(why.to_owned());
+        results.add(Outcome::new(id, verdict, Duration::ZERO))?;
+    }
+    Ok(())
+}
+
+/// Runs the cases at the front of the queue that are of this group, until one of
+/// them ends the guest.
+fn run_group<W: Write>(
+    session: &mut Session,
+    place: Place,
+    group: &str,
+    left: &mut VecDeque<&Case>,
+    results: &mut Results<W>,
+) -> Result<Guest> {
+    while let Some(case) = left.pop_front_if(|case| case.group() == group) {
+        let outcome = run_case(session, case)?;
+        let died = match &outcome.verdict {
+            Verdict::Crash(why) => Some(why.clone()),
+            _ => None,
+        };
+        results.add(outcome)?;
+        if let Some(why) = died {
+            // The rest of the group is audited in another guest.
+            if left.front().is_none_or(|next| next.group() != group) {
+                audit::skip(place.flavour, group, results)?;
+            }
+            return Ok(Guest::Dead(why));
+        }
+    }
+    audit::run(session, place.flavour, group, results)
 }
 
 fn run_case(session: &mut Session, case: &Case) -> Result<Outcome> {
@@ -255,7 +370,6 @@ fn verdict(outcome: &session::Outcome) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::Mode;
 
     fn outcome(end: End, findings: &[&str]) -> session::Outcome {
         session::Outcome {
@@ -289,22 +403,22 @@ mod tests {
         assert!(matches!(verdict(&skipped), Verdict::Fail(_)));
     }
 
-    #[test]
-    fn a_chosen_test_brings_its_boot() {
-        let case = |mode, subtest: &str| Case {
-            setup: Setup {
-                topology: Topology::Switch,
-                mode,
-            },
+    fn case(name: &str, subtest: &str) -> Case {
+        Case {
+            place: Place::all().find(|place| place.name() == name).unwrap(),
             program: "/b/p2p_gem".into(),
             subtest: subtest.into(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_chosen_test_brings_its_boot() {
         let cases = vec![
-            case(Mode::Mapped, "a"),
-            case(Mode::Trapped, "a"),
-            case(Mode::Trapped, "b"),
+            case("mapped", "a"),
+            case("trapped", "a"),
+            case("trapped", "b"),
         ];
-        let filter = Filter::new(Some("trapped/*@b")).unwrap();
+        let filter = Filter::new(Some("trapped/*@b"), "").unwrap();
         let (chosen, ids) = choose(cases, &filter);
         assert_eq!(chosen.len(), 1);
         assert_eq!(
@@ -315,5 +429,40 @@ mod tests {
                 "trapped/boot@ends"
             ]
         );
+    }
+
+    #[test]
+    fn on_the_debug_kernel_it_brings_its_audit() {
+        let cases = vec![case("debug-mapped", "a"), case("debug-mapped", "b")];
+        let filter = Filter::new(Some("debug-mapped/p2p_gem@a"), "").unwrap();
+        let (chosen, ids) = choose(cases, &filter);
+        assert_eq!(chosen.len(), 1);
+        assert_eq!(
+            ids,
+            [
+                "debug-mapped/p2p_gem@a",
+                "debug-mapped/p2p_gem@kmemleak",
+                "debug-mapped/p2p_gem@checkers",
+                "debug-mapped/boot@clean",
+                "debug-mapped/boot@ends",
+                "debug-mapped/boot@kmemleak",
+                "debug-mapped/boot@checkers",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_runs_where() {
+        let places = |program: &str, debug| {
+            let runs = Place::all().filter(|place| place.runs(program, debug));
+            runs.map(Place::name).collect::<Vec<_>>()
+        };
+        let mut part = places("p2p_export", Some(false));
+        assert_eq!(part.len(), Setup::all().count());
+        part.push("debug-mapped".into());
+        assert_eq!(places("p2p_export", None), part);
+        assert_eq!(places("p2p_gem", None), ["mapped", "trapped"]);
+        let debug = ["debug-mapped", "debug-trapped"];
+        assert_eq!(places("p2p_gem", Some(true)), debug);
     }
 }

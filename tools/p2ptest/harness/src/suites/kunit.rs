@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The KUnit suites that the repository's kernel files declare: "kunit/suite@test".
-//! One boot runs them; its log counts as a test of its own.
+//! The KUnit suites that the repository's kernel files declare: "kunit/suite@test",
+//! and on the debug kernel "debug-kunit/suite@test". One boot runs them; its log
+//! counts as a test of its own.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -10,40 +11,82 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use p2p_init::Status;
 
-use crate::context::{Mode, Setup, Topology};
+use crate::context::{Flavour, Mode, Setup, Topology};
 use crate::kernel::overlay::new_paths;
 use crate::ktap;
 use crate::results::{Outcome, Results, Verdict};
+use crate::select::Filter;
 use crate::session::{End, Parts, Session};
+use crate::suites::audit::{self, Guest};
 
-/// The prefix of the group's ids.
-pub const PREFIX: &str = "kunit/";
-/// The boot in which the suites run.
-pub const BOOT: &str = "kunit/boot@clean";
+/// The ids' prefix, after the kernel's.
+pub const NAME: &str = "kunit/";
 
-/// The ids of all declared tests, and of their boot if there are any.
+/// What the ids of this kernel's tests start with.
+fn prefix(flavour: Flavour) -> String {
+    format!("{}{NAME}", flavour.prefix())
+}
+
+/// The boot in which the suites run, as a group of tests.
+fn boot(flavour: Flavour) -> String {
+    prefix(flavour) + "boot"
+}
+
+fn boot_id(flavour: Flavour) -> String {
+    boot(flavour) + "@clean"
+}
+
+/// What was chosen for one kernel.
+#[derive(Debug)]
+pub struct Chosen {
+    flavour: Flavour,
+    /// The ids of tests.
+    tests: Vec<String>,
+    /// The ids of the boot in which they run; none if nothing was chosen.
+    boot: Vec<String>,
+}
+
+impl Chosen {
+    /// The ids of all results.
+    pub fn ids(&self) -> impl Iterator<Item = &String> {
+        self.tests.iter().chain(&self.boot)
+    }
+}
+
+/// Chooses among the declared tests and their boot.
 ///
 /// # Errors
 ///
 /// When a file cannot be read.
-pub fn list(top: &Path) -> Result<Vec<String>> {
-    let mut ids = Vec::new();
+pub fn choose(top: &Path, flavour: Flavour, filter: &Filter) -> Result<Chosen> {
+    let prefix = prefix(flavour);
+    let mut tests = Vec::new();
     for path in new_paths(top) {
         let path = path?;
         if path.extension().is_some_and(|e| e == "rs") {
             let text = std::fs::read_to_string(&path)
                 .with_context(|| format!("reading {}", path.display()))?;
-            ids.extend(
+            tests.extend(
                 declared(&text)
                     .into_iter()
-                    .map(|(suite, test)| format!("{PREFIX}{suite}@{test}")),
+                    .map(|(suite, test)| format!("{prefix}{suite}@{test}")),
             );
         }
     }
-    if !ids.is_empty() {
-        ids.push(BOOT.to_owned());
+    let mut boot_ids = Vec::new();
+    if !tests.is_empty() {
+        boot_ids.push(boot_id(flavour));
+        boot_ids.extend(audit::ids(flavour, &boot(flavour)));
     }
-    Ok(ids)
+    tests.retain(|id| filter.takes(id));
+    if tests.is_empty() && !boot_ids.iter().any(|id| filter.takes(id)) {
+        boot_ids.clear();
+    }
+    Ok(Chosen {
+        flavour,
+        tests,
+        boot: boot_ids,
+    })
 }
 
 /// Suites and tests that a Rust file declares: `#[kunit_tests(suite)]` before a
@@ -70,26 +113,29 @@ fn declared(text: &str) -> Vec<(String, String)> {
     found
 }
 
-/// Boots once with KUnit on and reports the wanted tests.
+/// Boots once with KUnit on and reports what was chosen.
 ///
 /// # Errors
 ///
 /// When the user stops the run, or a report cannot be written.
-pub fn run<W: Write>(parts: &Parts<'_>, wanted: &[String], results: &mut Results<W>) -> Result<()> {
-    if wanted.is_empty() {
+pub fn run<W: Write>(parts: &Parts<'_>, chosen: &Chosen, results: &mut Results<W>) -> Result<()> {
+    if chosen.boot.is_empty() {
         return Ok(());
     }
-    let glob = common_glob(wanted);
+    let flavour = chosen.flavour;
+    let prefix = prefix(flavour);
+    let glob = common_glob(&prefix, &chosen.tests);
     let parameters = format!("kunit.enable=1 kunit.autorun=1 kunit.filter_glob={glob}");
+    let name = format!("{}kunit", flavour.prefix());
     let setup = Setup {
         topology: Topology::Switch,
         mode: Mode::Mapped,
     };
-    let mut session = match Session::start(parts, setup, "kunit", &parameters) {
+    let mut session = match Session::start(parts, setup, &name, &parameters) {
         Ok(session) => session,
         Err(e) => {
             crate::stop::check()?;
-            for id in wanted {
+            for id in chosen.ids() {
                 results.add(Outcome::new(
                     id,
                     Verdict::Crash(format!("{e:#}")),
@@ -104,15 +150,20 @@ pub fn run<W: Write>(parts: &Parts<'_>, wanted: &[String], results: &mut Results
     let mut findings = std::mem::take(&mut session.boot);
     findings.extend(outcome.findings);
     match outcome.end {
-        End::Told(Status::Exit(0)) => findings.extend(session.power_off()?),
+        End::Told(Status::Exit(0)) => {
+            match audit::run(&mut session, flavour, &boot(flavour), results)? {
+                Guest::Dead(why) => findings.push(why),
+                Guest::Fit | Guest::Blind => findings.extend(session.power_off()?),
+            }
+        }
         End::Told(other) => findings.push(format!("reading the results: {other:?}")),
         End::Crash(why) => findings.push(why),
     }
     let mut seen: BTreeMap<String, ktap::Line> = ktap::tests(&outcome.output.join("\n"))
         .into_iter()
-        .map(|line| (format!("{PREFIX}{}@{}", line.suite, line.name), line))
+        .map(|line| (format!("{prefix}{}@{}", line.suite, line.name), line))
         .collect();
-    for id in wanted.iter().filter(|id| *id != BOOT) {
+    for id in &chosen.tests {
         let result = match seen.remove(id) {
             Some(line) => Outcome::new(id, line.verdict, Duration::ZERO).output(line.output),
             None => Outcome::new(
@@ -128,15 +179,14 @@ pub fn run<W: Write>(parts: &Parts<'_>, wanted: &[String], results: &mut Results
         None => Verdict::Pass,
         Some(_) => Verdict::Fail(findings.join("\n")),
     };
-    results.add(Outcome::new(BOOT, verdict, outcome.time).command(&command))
+    results.add(Outcome::new(boot_id(flavour), verdict, outcome.time).command(&command))
 }
 
 /// A glob that all wanted suites match: KUnit takes one only.
-fn common_glob(ids: &[String]) -> String {
+fn common_glob(prefix: &str, ids: &[String]) -> String {
     let mut suites = ids
         .iter()
-        .filter(|id| *id != BOOT)
-        .filter_map(|id| id.strip_prefix(PREFIX)?.split('@').next());
+        .filter_map(|id| id.strip_prefix(prefix)?.split('@').next());
     let first = suites.next().unwrap_or_default();
     let (prefix, same) = suites.fold((first, true), |(prefix, same), suite| {
         let length = prefix
@@ -188,15 +238,13 @@ mod tests {
 
     #[test]
     fn one_glob_for_all() {
-        let ids = |names: &[&str]| {
-            names
-                .iter()
-                .map(|n| format!("{PREFIX}{n}@t"))
-                .collect::<Vec<_>>()
+        let glob = |names: &[&str]| {
+            let ids = names.iter().map(|n| format!("debug-kunit/{n}@t"));
+            common_glob("debug-kunit/", &ids.collect::<Vec<_>>())
         };
-        assert_eq!(common_glob(&ids(&["rust_dma", "rust_dma"])), "rust_dma");
-        assert_eq!(common_glob(&ids(&["rust_dma_buf", "rust_drm"])), "rust_d*");
-        assert_eq!(common_glob(&ids(&["a", "b"])), "*");
-        assert_eq!(common_glob(&[BOOT.to_owned()]), "*");
+        assert_eq!(glob(&["rust_dma", "rust_dma"]), "rust_dma");
+        assert_eq!(glob(&["rust_dma_buf", "rust_drm"]), "rust_d*");
+        assert_eq!(glob(&["a", "b"]), "*");
+        assert_eq!(glob(&[]), "*");
     }
 }

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the debug kernel is asked after a boot and after each group of tests, as
+//! tests of their own: "debug-mapped/p2p_export@kmemleak" for what the group
+//! leaked, "@checkers" for whether it could have been caught.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::Result;
+use p2p_init::Status;
+
+use crate::context::Flavour;
+use crate::results::{Outcome, Results, Verdict};
+use crate::session::{self, End, Session};
+
+/// What the guest is good for afterwards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Guest {
+    /// For further tests.
+    Fit,
+    /// A checker has stopped: further tests would miss what it finds.
+    Blind,
+    /// For nothing, and why.
+    Dead(String),
+}
+
+/// The ids of a group's audit; none where the kernel has no checkers.
+pub fn ids(flavour: Flavour, group: &str) -> Vec<String> {
+    match flavour {
+        Flavour::Release => Vec::new(),
+        Flavour::Debug => vec![leaks(group), checkers(group)],
+    }
+}
+
+fn leaks(group: &str) -> String {
+    format!("{group}@kmemleak")
+}
+
+fn checkers(group: &str) -> String {
+    format!("{group}@checkers")
+}
+
+/// Audits a group that has just run. What has leaked is forgotten, so that the
+/// next group is not blamed for it.
+///
+/// # Errors
+///
+/// When the user stops the run, or a report cannot be written.
+pub fn run<W: Write>(
+    session: &mut Session,
+    flavour: Flavour,
+    group: &str,
+    results: &mut Results<W>,
+) -> Result<Guest> {
+    if flavour == Flavour::Release {
+        return Ok(Guest::Fit);
+    }
+    let outcome = session.leaks()?;
+    let leaks = (leaks(group), "memory leaked");
+    if let guest @ Guest::Dead(_) = add(session, leaks, outcome, results)? {
+        return Ok(guest);
+    }
+    let outcome = session.checkers()?;
+    let checkers = (checkers(group), "a checker has stopped");
+    add(session, checkers, outcome, results)
+}
+
+/// What a group whose guest died gets.
+///
+/// # Errors
+///
+/// When a report cannot be written.
+pub fn skip<W: Write>(flavour: Flavour, group: &str, results: &mut Results<W>) -> Result<()> {
+    for id in ids(flavour, group) {
+        let why = "the group's guest died before".to_owned();
+        results.add(Outcome::new(id, Verdict::Skip(why), Duration::ZERO))?;
+    }
+    Ok(())
+}
+
+fn add<W: Write>(
+    session: &Session,
+    (id, found): (String, &str),
+    outcome: session::Outcome,
+    results: &mut Results<W>,
+) -> Result<Guest> {
+    let (verdict, guest) = judge(&outcome, found);
+    let mut output = outcome.output;
+    output.extend(outcome.findings);
+    let result = Outcome::new(id, verdict, outcome.time).output(output);
+    results.add(match result.verdict {
+        Verdict::Pass => result,
+        _ => result.command(&session.command),
+    })?;
+    Ok(guest)
+}
+
+fn judge(outcome: &session::Outcome, found: &str) -> (Verdict, Guest) {
+    let status = match &outcome.end {
+        End::Crash(why) => return (Verdict::Crash(why.clone()), Guest::Dead(why.clone())),
+        End::Told(status) => status,
+    };
+    // Whether leaks leave the guest fit, the other question tells.
+    let guest = match status {
+        Status::Exit(0) => Guest::Fit,
+        _ => Guest::Blind,
+    };
+    let verdict = match (status, outcome.findings.first()) {
+        (_, Some(finding)) => Verdict::Fail(format!("kernel log or device: {finding}")),
+        (Status::Exit(0), None) => Verdict::Pass,
+        (Status::Exit(_), None) => Verdict::Fail(found.to_owned()),
+        (other, None) => Verdict::Fail(format!("the guest cannot tell: {other:?}")),
+    };
+    (verdict, guest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(end: End, findings: &[&str]) -> session::Outcome {
+        session::Outcome {
+            end,
+            output: Vec::new(),
+            findings: findings.iter().map(|s| (*s).to_owned()).collect(),
+            time: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn verdicts() {
+        let told = |status| judge(&outcome(End::Told(status), &[]), "leaked");
+        assert_eq!(told(Status::Exit(0)), (Verdict::Pass, Guest::Fit));
+        let failed = Verdict::Fail("leaked".into());
+        assert_eq!(told(Status::Exit(1)), (failed, Guest::Blind));
+        let (verdict, guest) = told(Status::Failed("no kmemleak".into()));
+        assert!(matches!(verdict, Verdict::Fail(why) if why.contains("no kmemleak")));
+        assert_eq!(guest, Guest::Blind);
+
+        let warned = outcome(End::Told(Status::Exit(0)), &["WARNING: x"]);
+        assert!(matches!(judge(&warned, "").0, Verdict::Fail(_)));
+        let died = outcome(End::Crash("gone".into()), &[]);
+        let expected = (Verdict::Crash("gone".into()), Guest::Dead("gone".into()));
+        assert_eq!(judge(&died, ""), expected);
+    }
+
+    #[test]
+    fn only_the_debug_kernel_is_audited() {
+        assert!(ids(Flavour::Release, "mapped/boot").is_empty());
+        let ids = ids(Flavour::Debug, "debug-mapped/boot");
+        assert_eq!(
+            ids,
+            ["debug-mapped/boot@kmemleak", "debug-mapped/boot@checkers"]
+        );
+    }
+}
