@@ -27,6 +27,18 @@ __rust_helper void rust_helper_dma_fence_set_error(struct dma_fence *fence, int 
 	dma_fence_set_error(fence, error);
 }
 
+#ifndef CONFIG_LOCKDEP
+__rust_helper bool rust_helper_dma_fence_begin_signalling(void)
+{
+	return dma_fence_begin_signalling();
+}
+
+__rust_helper void rust_helper_dma_fence_end_signalling(bool cookie)
+{
+	dma_fence_end_signalling(cookie);
+}
+#endif
+
 __rust_helper unsigned int rust_helper_dma_get_max_seg_size(struct device *dev)
 {
 	return dma_get_max_seg_size(dev);

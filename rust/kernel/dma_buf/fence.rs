@@ -5,6 +5,7 @@
 //! C header: [`include/linux/dma-fence.h`](srctree/include/linux/dma-fence.h)
 
 use crate::{
+    alloc::Flags,
     bindings,
     prelude::*,
     sync::{
@@ -18,7 +19,10 @@ use crate::{
         }, //
     },
     time::Jiffies,
-    types::Opaque, //
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -137,21 +141,17 @@ impl<N: Names> Timeline<N> {
         }
     }
 
-    /// Makes the next fence of the timeline.
+    /// Makes the next fence of the timeline, in memory that is allocated before.
     ///
     /// Call it under the lock that orders submission, so that fences signal in order.
-    pub fn fence(&self) -> Result<PendingFence> {
-        let fence = KBox::new(
-            Fence(Opaque::new(bindings::dma_fence::default())),
-            GFP_KERNEL,
-        )?;
+    pub fn fence(&self, memory: FenceMemory) -> PendingFence {
         let seqno = self.next.fetch_add(1, Relaxed);
 
-        // SAFETY: The fence is ours alone. `OPS` is a constant of static lifetime. Without an
+        // SAFETY: The memory is ours alone. `OPS` is a constant of static lifetime. Without an
         // external lock the fence uses its own.
         unsafe {
             bindings::dma_fence_init64(
-                fence.as_raw(),
+                memory.0.get(),
                 &const { Self::OPS },
                 core::ptr::null_mut(),
                 self.context,
@@ -159,14 +159,55 @@ impl<N: Names> Timeline<N> {
             )
         };
 
-        let fence = NonNull::from(KBox::leak(fence));
-        Ok(PendingFence {
+        let fence = NonNull::from(KBox::leak(memory.0)).cast::<Fence>();
+        PendingFence {
             // SAFETY: `dma_fence_init64()` gave us the first reference. Without a `release`
             // operation the last one frees the fence with `kfree_rcu()`, which matches the `KBox`
             // whose only content, at offset 0, is the fence.
+            // INVARIANT: The fence is initialized.
             fence: unsafe { ARef::from_raw(fence) },
             outcome: Err(ECANCELED),
-        })
+        }
+    }
+}
+
+/// Memory of a fence that is not made yet.
+///
+/// To allocate may wait for memory, and that for a fence: so it is not done under a lock that
+/// signalling a fence needs, as that which orders submission often is.
+pub struct FenceMemory(KBox<Opaque<bindings::dma_fence>>);
+
+impl FenceMemory {
+    /// Allocates. `ENOMEM`: there is none.
+    pub fn new(flags: Flags) -> Result<Self> {
+        let memory = KBox::new(Opaque::new(bindings::dma_fence::default()), flags)?;
+        Ok(Self(memory))
+    }
+}
+
+/// A section of code that must end for a fence to signal; it ends when the value is dropped.
+///
+/// With lockdep, a section that waits for a fence is reported, or that allocates memory in a way
+/// that may wait for one, or that takes a lock under which one of both is done elsewhere. Has no
+/// effect in atomic context, where none of that is possible.
+#[must_use = "the section ends when the value is dropped"]
+pub struct Signalling(bool, NotThreadSafe);
+
+impl Signalling {
+    /// Begins a section, before the first lock that it takes.
+    pub fn begin() -> Self {
+        // SAFETY: `drop` ends the section, in the same task as the type is not `Send`.
+        Self(
+            unsafe { bindings::dma_fence_begin_signalling() },
+            NotThreadSafe,
+        )
+    }
+}
+
+impl Drop for Signalling {
+    fn drop(&mut self) {
+        // SAFETY: This is the value that the beginning returned.
+        unsafe { bindings::dma_fence_end_signalling(self.0) };
     }
 }
 

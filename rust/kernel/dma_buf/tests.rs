@@ -41,6 +41,7 @@ mod fence {
     use crate::{
         dma_buf::fence::{
             Fence,
+            FenceMemory,
             Names,
             PendingFence,
             Timeline, //
@@ -59,7 +60,8 @@ mod fence {
 
     /// A fence of a timeline of its own.
     fn pending() -> Result<PendingFence> {
-        Timeline::<KunitNames>::new().fence()
+        let memory = FenceMemory::new(GFP_KERNEL)?;
+        Ok(Timeline::<KunitNames>::new().fence(memory))
     }
 
     fn reference(pending: &PendingFence) -> ARef<Fence> {
@@ -112,7 +114,8 @@ mod fence {
     #[test]
     fn order_and_timelines() -> Result {
         let timeline = Timeline::<KunitNames>::new();
-        let (first, second) = (timeline.fence()?, timeline.fence()?);
+        let first = timeline.fence(FenceMemory::new(GFP_KERNEL)?);
+        let second = timeline.fence(FenceMemory::new(GFP_KERNEL)?);
         let other = pending()?;
         // SAFETY: These fields of a fence never change.
         let number = |pending: &PendingFence| unsafe {
@@ -146,6 +149,7 @@ mod resv {
         bindings,
         dma_buf::{
             fence::{
+                FenceMemory,
                 Names,
                 PendingFence,
                 Timeline, //
@@ -194,9 +198,15 @@ mod resv {
         const TIMELINE: &'static CStr = c"tests";
     }
 
+    /// A fence of a timeline of its own.
+    fn pending() -> Result<PendingFence> {
+        let memory = FenceMemory::new(GFP_KERNEL)?;
+        Ok(Timeline::<KunitNames>::new().fence(memory))
+    }
+
     /// Adds a fence that has not signalled.
     fn add(resv: &Resv, usage: Usage) -> Result<PendingFence> {
-        let pending = Timeline::<KunitNames>::new().fence()?;
+        let pending = pending()?;
         let guard = resv.lock();
         guard
             .held()
@@ -239,10 +249,7 @@ mod resv {
     #[test]
     fn room_is_counted() -> Result {
         let resv = OwnResv::new()?;
-        let fences = [
-            Timeline::<KunitNames>::new().fence()?,
-            Timeline::<KunitNames>::new().fence()?,
-        ];
+        let fences = [pending()?, pending()?];
         {
             let guard = resv.lock();
             let mut room = guard.held().reserve_fences(1)?;

@@ -18,8 +18,10 @@ use kernel::{
     dma::Coherent,
     dma_buf::fence::{
         Fence,
+        FenceMemory,
         Names,
         PendingFence,
+        Signalling,
         Timeline, //
     },
     io::{
@@ -44,6 +46,7 @@ use kernel::{
         },
         Arc,
         Mutex,
+        MutexGuard,
         SpinLockIrq, //
     },
     time::{
@@ -269,16 +272,11 @@ impl<'drm> Ring<'drm> {
     /// signalled *and* [`Ring::wait`] has returned.
     pub(crate) fn submit(&self, op: Operation, count: usize, list: u64) -> Result<ARef<Fence>> {
         let count = u32::try_from(count)?;
-        let mut submission = self.submission.lock();
-        if submission.dead {
-            return Err(EIO);
-        }
-        if self.completions.pending.lock().halted {
-            self.restart(&mut submission)?;
-        }
-        self.wait_for_room(&mut submission)?;
+        // Not under the lock, which whoever signals the fence of a lost command takes.
+        let memory = FenceMemory::new(GFP_KERNEL)?;
+        let mut submission = self.lock_with_room()?;
 
-        let fence = self.timeline.fence()?;
+        let fence = self.timeline.fence(memory);
         let shared: ARef<Fence> = fence.fence().into();
         let seqno = {
             let mut pending = self.completions.pending.lock();
@@ -303,24 +301,35 @@ impl<'drm> Ring<'drm> {
         Ok(shared)
     }
 
-    /// Waits until fewer commands are pending than the ring holds. Under the submission lock.
-    fn wait_for_room(&self, submission: &mut Submission) -> Result {
-        let oldest = {
-            let mut pending = self.completions.pending.lock();
-            if pending.submitted - pending.signalled < u64::from(RING_COMMANDS) {
-                return Ok(());
+    /// Takes the submission lock when fewer commands are pending than the ring holds.
+    fn lock_with_room(&self) -> Result<MutexGuard<'_, Submission>> {
+        loop {
+            let mut submission = self.submission.lock();
+            if submission.dead {
+                return Err(EIO);
             }
-            let seqno = pending.signalled + 1;
-            pending
-                .entry(seqno)
-                .and_then(|entry| entry.as_ref())
-                .map(|fence| ARef::from(fence.fence()))
-        };
-        match oldest {
+            if self.completions.pending.lock().halted {
+                self.restart(&mut submission)?;
+            }
+            let Some(oldest) = self.oldest_of_full_ring() else {
+                return Ok(submission);
+            };
+            // Should it be lost, the lock is needed to end it.
+            drop(submission);
             // Who submitted what failed learns it from its fence.
-            Some(fence) => self.ended(&fence).or_else(|_| self.restart(submission)),
-            None => Ok(()),
+            let _ = self.wait(&oldest);
         }
+    }
+
+    /// The oldest command, if as many are pending as the ring holds.
+    fn oldest_of_full_ring(&self) -> Option<ARef<Fence>> {
+        let mut pending = self.completions.pending.lock();
+        if pending.submitted - pending.signalled < u64::from(RING_COMMANDS) {
+            return None;
+        }
+        let seqno = pending.signalled + 1;
+        let fence = pending.entry(seqno)?.as_ref()?;
+        Some(fence.fence().into())
     }
 
     /// Waits for a command, for as long as a command may take. `EIO`: it failed, or has not ended.
@@ -341,6 +350,7 @@ impl<'drm> Ring<'drm> {
         if self.ended(fence).is_ok() {
             return Ok(());
         }
+        let _signalling = Signalling::begin();
         let mut submission = self.submission.lock();
         // A later command may have restarted the ring already.
         if self.completions.pending.lock().halted || !fence.is_signaled() {
