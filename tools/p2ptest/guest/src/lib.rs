@@ -9,6 +9,7 @@
 
 pub mod debugfs;
 pub mod drm;
+pub mod failnth;
 pub mod gpu;
 pub mod host;
 pub mod igt;

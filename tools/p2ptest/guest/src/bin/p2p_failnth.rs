@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Tests of each ioctl of both drivers while memory runs out: the first, the
+//! second and every other allocation that it makes fails, and every copy from and
+//! to userspace. Each failure ends in ENOMEM or EFAULT and leaves nothing behind.
+//! Needs the debug kernel.
+
+use nix::errno::Errno;
+use p2pguest::drm;
+use p2pguest::failnth::FailNth;
+use p2pguest::gpu::{Bo, Gpu, Placement};
+use p2pguest::igt::{self, Subtest};
+use p2pguest::nic::{ACCESS_ALL, Nic};
+use p2pguest::pattern::Pattern;
+use p2pguest::rig::{Exported, Rig, request};
+use p2pguest::subtests;
+use p2pguest::sys::uapi::*;
+use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const SUBTESTS: &[Subtest] = subtests![
+    /// Opening a render node and closing it.
+    gpu_open,
+    /// GETPARAM.
+    getparam,
+    /// GEM_CREATE in both placements.
+    create,
+    /// Closing a handle: it is closed, or still there.
+    close,
+    /// GEM_MMAP_OFFSET.
+    mmap_offset,
+    /// mmap of an object.
+    mmap,
+    /// Touching a page: the access is made in the end.
+    fault,
+    /// GEM_INFO.
+    info,
+    /// GEM_SET_PEER.
+    set_peer,
+    /// PEER_QUERY.
+    query,
+    /// GEM_MOVE in both directions: the object is where it was, and as it was.
+    migrate,
+    /// GEM_MOVE of an object that a NIC has mapped.
+    migrate_mapped,
+    /// GEM_COPY between both placements.
+    copy,
+    /// GEM_CHECKSUM.
+    checksum,
+    /// PRIME export.
+    export,
+    /// PRIME import of an own object.
+    import,
+    /// Opening a NIC and closing it.
+    nic_open,
+    /// QUERY of a NIC.
+    nic_query,
+    /// REG_REGION: attaching to a dma-buf.
+    register,
+    /// DEREG_REGION: the region is gone, or still there.
+    deregister,
+    /// REGION_INFO.
+    region_info,
+    /// CREATE_QP.
+    create_qp,
+    /// CONNECT_QP.
+    connect_qp,
+    /// DESTROY_QP: the queue pair is gone, or still there.
+    destroy_qp,
+    /// POST_SEND.
+    post_send,
+    /// POST_RECV.
+    post_recv,
+    /// POLL of an empty queue.
+    poll,
+];
+
+fn main() -> ExitCode {
+    igt::main(SUBTESTS)
+}
+
+const PAGE: u64 = 4096;
+/// Of objects: more than a page, so that there are lists of pages.
+const SIZE: u64 = 4 * PAGE;
+
+/// Tries all failures of a call and says how many there were.
+#[track_caller]
+fn exhaust<P, T: Debug>(
+    what: &str,
+    prepare: impl Fn() -> P,
+    call: impl Fn(&P) -> Result<T, Errno>,
+) {
+    exhaust_and_check(what, prepare, call, |_, _| ());
+}
+
+/// The same, with a look at each result.
+#[track_caller]
+fn exhaust_and_check<P, T: Debug>(
+    what: &str,
+    prepare: impl Fn() -> P,
+    call: impl Fn(&P) -> Result<T, Errno>,
+    check: impl Fn(&P, Result<&T, &Errno>),
+) {
+    let tried = FailNth::open().exhaust(prepare, call, check);
+    println!("{what}: {tried:?}");
+}
+
+/// An error of the standard library as the kernel gave it.
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+fn gpu_open() {
+    let path = Gpu::open(0).node().path.clone();
+    let open = |(): &()| File::open(&path).map_err(|e| errno(&e));
+    exhaust("open", || (), open);
+}
+
+fn getparam() {
+    let gpu = Gpu::open(0);
+    exhaust("GETPARAM", || (), |()| gpu.__param(P2PGPU_PARAM_VRAM_SIZE));
+}
+
+fn create() {
+    let gpu = Gpu::open(0);
+    for placement in Placement::ALL {
+        exhaust(
+            &format!("GEM_CREATE {placement:?}"),
+            || (),
+            |()| gpu.__create(SIZE, placement),
+        );
+    }
+}
+
+fn close() {
+    let gpu = Gpu::open(0);
+    for placement in Placement::ALL {
+        let object = || gpu.create(SIZE, placement);
+        exhaust_and_check(
+            "GEM_CLOSE",
+            object,
+            |bo| gpu.__close(bo.handle),
+            |bo, result| assert_eq!(gpu.__close(bo.handle).is_ok(), result.is_err()),
+        );
+    }
+}
+
+fn mmap_offset() {
+    let gpu = Gpu::open(0);
+    let object = || gpu.create(SIZE, Placement::Vram);
+    exhaust("GEM_MMAP_OFFSET", object, Bo::__mmap_offset);
+}
+
+fn mmap() {
+    let gpu = Gpu::open(0);
+    let object = || gpu.create(SIZE, Placement::Vram);
+    exhaust("mmap", object, Bo::__map);
+}
+
+fn fault() {
+    let gpu = Gpu::open(0);
+    for placement in Placement::ALL {
+        let mapped = || {
+            let bo = gpu.create(SIZE, placement);
+            (bo.map(), bo)
+        };
+        exhaust(&format!("touch {placement:?}"), mapped, |(map, _)| {
+            map.store(0, 1);
+            Ok(map.load(0))
+        });
+    }
+}
+
+fn info() {
+    let gpu = Gpu::open(0);
+    let object = || gpu.create(SIZE, Placement::Vram);
+    exhaust("GEM_INFO", object, Bo::__info);
+}
+
+fn set_peer() {
+    let gpu = Gpu::open(0);
+    let object = || gpu.create(SIZE, Placement::Vram);
+    exhaust("GEM_SET_PEER", object, |bo| {
+        bo.__set_peer(P2PGPU_PEER_EXPORTABLE)
+    });
+}
+
+fn query() {
+    let rig = Rig::open();
+    let peer = rig.nic[0].pci();
+    let object = || rig.gpu[0].create(SIZE, Placement::Vram);
+    exhaust("PEER_QUERY", object, |bo| {
+        rig.gpu[0].__query(bo.handle, peer)
+    });
+}
+
+/// An object is in one of two placements: where a failed move left it.
+#[track_caller]
+fn assert_moved(bo: &Bo<'_>, from: Placement, result: Result<&(), &Errno>) {
+    let expected = if result.is_ok() { from.other() } else { from };
+    assert_eq!(bo.info().placement, expected as u32, "after {result:?}");
+    bo.assert_holds(Pattern(7));
+}
+
+fn migrate() {
+    let gpu = Gpu::open(0);
+    for placement in Placement::ALL {
+        let object = || {
+            let bo = gpu.create(SIZE, placement);
+            bo.fill(Pattern(7));
+            bo
+        };
+        exhaust_and_check(
+            &format!("GEM_MOVE from {placement:?}"),
+            object,
+            |bo| bo.__move_to(placement.other()),
+            |bo, result| assert_moved(bo, placement, result),
+        );
+    }
+}
+
+fn migrate_mapped() {
+    let rig = Rig::open();
+    for placement in Placement::ALL {
+        let sink = rig.register(1, SIZE, Placement::System);
+        let wire = rig.connect(4);
+        let mapped = || {
+            let source = rig.register(0, SIZE, placement);
+            source.bo.fill(Pattern(7));
+            wire.write(&source.region, &sink.region);
+            source
+        };
+        exhaust_and_check(
+            &format!("GEM_MOVE of a mapped object from {placement:?}"),
+            mapped,
+            |source| source.bo.__move_to(placement.other()),
+            |source, result| {
+                assert_moved(&source.bo, placement, result);
+                // The NIC finds it, wherever it is.
+                wire.write(&source.region, &sink.region);
+                sink.bo.assert_holds(Pattern(7));
+            },
+        );
+    }
+}
+
+fn copy() {
+    let gpu = Gpu::open(0);
+    for (from, to) in [
+        (Placement::Vram, Placement::System),
+        (Placement::System, Placement::Vram),
+        (Placement::Vram, Placement::Vram),
+    ] {
+        let (source, target) = (gpu.create(SIZE, from), gpu.create(SIZE, to));
+        exhaust(
+            &format!("GEM_COPY {from:?} to {to:?}"),
+            || (),
+            |()| source.__copy_to(&target, SIZE),
+        );
+    }
+}
+
+fn checksum() {
+    let gpu = Gpu::open(0);
+    for placement in Placement::ALL {
+        let bo = gpu.create(SIZE, placement);
+        exhaust(
+            &format!("GEM_CHECKSUM {placement:?}"),
+            || (),
+            |()| bo.__checksum(0, SIZE),
+        );
+    }
+}
+
+fn export() {
+    let gpu = Gpu::open(0);
+    let object = || {
+        let bo = gpu.create(SIZE, Placement::Vram);
+        bo.set_exportable(true);
+        bo
+    };
+    exhaust("PRIME export", object, Bo::__export);
+}
+
+fn import() {
+    let rig = Rig::open();
+    let other = rig.gpu[0].reopen();
+    let exported = || rig.export(0, SIZE, Placement::Vram);
+    exhaust_and_check(
+        "PRIME import",
+        exported,
+        |exported: &Exported<'_>| drm::prime_fd_to_handle(&other, exported.fd.as_raw_fd()),
+        |_, handle| {
+            if let Ok(&handle) = handle {
+                assert_eq!(other.__close(handle), Ok(()));
+            }
+        },
+    );
+}
+
+fn nic_open() {
+    let Some(path) = Nic::paths().ok().and_then(|paths| paths.into_iter().next()) else {
+        igt::skip("needs a p2pnic device");
+    };
+    let open = |(): &()| File::open(&path).map_err(|e| errno(&e));
+    exhaust("open", || (), open);
+}
+
+fn nic_query() {
+    let nic = Nic::open(0);
+    exhaust("QUERY", || (), |()| nic.__query());
+}
+
+fn register() {
+    let rig = Rig::open();
+    for placement in Placement::ALL {
+        let exported = rig.export(0, SIZE, placement);
+        exhaust(
+            &format!("REG_REGION of {placement:?}"),
+            || (),
+            |()| rig.nic[0].__register(exported.fd.as_raw_fd(), ACCESS_ALL, 0, SIZE),
+        );
+    }
+}
+
+fn deregister() {
+    let rig = Rig::open();
+    let exported = rig.export(0, SIZE, Placement::Vram);
+    let region = || rig.nic[0].register(&exported.fd, ACCESS_ALL, SIZE);
+    exhaust_and_check(
+        "DEREG_REGION",
+        region,
+        |region| rig.nic[0].__deregister(region.key),
+        |region, result| {
+            let again = rig.nic[0].__deregister(region.key);
+            assert_eq!(again.is_ok(), result.is_err());
+        },
+    );
+}
+
+fn region_info() {
+    let rig = Rig::open();
+    let registered = rig.register(0, SIZE, Placement::Vram);
+    exhaust("REGION_INFO", || (), |()| registered.region.__info());
+}
+
+fn create_qp() {
+    let nic = Nic::open(0);
+    exhaust("CREATE_QP", || (), |()| nic.__create_qp(4, 4));
+}
+
+fn connect_qp() {
+    let rig = Rig::open();
+    let pair = || (rig.nic[0].create_qp(4, 4), rig.nic[1].create_qp(4, 4));
+    exhaust("CONNECT_QP", pair, |(near, far)| near.__connect(far.number));
+}
+
+fn destroy_qp() {
+    let nic = Nic::open(0);
+    let pair = || nic.create_qp(4, 4);
+    exhaust_and_check(
+        "DESTROY_QP",
+        pair,
+        |qp| nic.__destroy_qp(qp.number),
+        |qp, result| assert_eq!(nic.__destroy_qp(qp.number).is_ok(), result.is_err()),
+    );
+}
+
+fn post_send() {
+    let rig = Rig::open();
+    let source = rig.register(0, SIZE, Placement::Vram);
+    let target = rig.register(1, SIZE, Placement::Vram);
+    exhaust(
+        "POST_SEND",
+        || rig.connect(4),
+        |wire| {
+            wire.near.__post_send(request(
+                P2PNIC_OP_WRITE,
+                (&source.region, 0),
+                (&target.region, 0),
+                SIZE,
+            ))
+        },
+    );
+}
+
+fn post_recv() {
+    let rig = Rig::open();
+    let target = rig.register(0, SIZE, Placement::Vram);
+    exhaust(
+        "POST_RECV",
+        || rig.connect(4),
+        |wire| wire.near.__post_recv(1, &target.region),
+    );
+}
+
+fn poll() {
+    let rig = Rig::open();
+    let wire = rig.connect(4);
+    exhaust("POLL", || (), |()| wire.near.__poll(1, Duration::ZERO));
+}
