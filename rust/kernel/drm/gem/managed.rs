@@ -159,6 +159,23 @@ impl<T: Backing> Object<T> {
         Ok(obj)
     }
 
+    /// The object that has `offset` among its mmap offsets, if one has.
+    ///
+    /// For who knows pages by their offset, as [`zap_offsets`] does. May be called in any context
+    /// that can drop a reference to an object, which may sleep.
+    pub fn at_offset(dev: &Device<T::Driver>, offset: u64) -> Option<ARef<Self>>
+    where
+        T::Driver: drm::Driver<Object = Self>,
+    {
+        let page = usize::try_from(offset).ok()? / PAGE_SIZE;
+        // SAFETY: The device is valid.
+        let obj = unsafe { bindings::drm_gem_object_get_at(dev.as_raw(), page) };
+        let obj = NonNull::new(obj)?;
+        // SAFETY: By the bound all objects of the device are `Self`; the function gave us a
+        // reference.
+        Some(unsafe { ARef::from_raw(Self::from_raw(obj.as_ptr()).into()) })
+    }
+
     /// The device that owns the object.
     pub fn dev(&self) -> &Device<T::Driver> {
         self.ioctl_dev()

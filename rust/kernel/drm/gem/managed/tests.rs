@@ -336,6 +336,39 @@ mod suite {
         Ok(())
     }
 
+    #[test]
+    fn objects_are_found_by_their_offsets() -> Result {
+        let parent = faux_device()?;
+        let rig = Rig::new(&parent)?;
+        let events = Events::new()?;
+        let find = |offset| Object::<KunitObject>::at_offset(rig.dev(), offset);
+        let is = |offset, obj: &Object<KunitObject>| {
+            find(offset).is_some_and(|found| core::ptr::eq(&*found, obj))
+        };
+        let page = u64::try_from(PAGE_SIZE)?;
+        let (first, second) = (rig.small(&events)?, rig.small(&events)?);
+        for obj in [&first, &second] {
+            let start = obj.create_mmap_offset()?;
+            for offset in [start, start + 1, start + page, start + 2 * page - 1] {
+                assert!(is(offset, obj));
+            }
+            assert!(!is(start - 1, obj));
+            assert!(!is(start + 2 * page, obj));
+        }
+        assert!(find(0).is_none());
+        assert!(find(u64::MAX).is_none());
+
+        // What was found is a reference; what is gone is not found.
+        let start = first.create_mmap_offset()?;
+        let found = find(start);
+        drop(first);
+        assert_eq!(events.freed.get(), 0);
+        drop(found);
+        assert_eq!(events.freed.get(), 1);
+        assert!(find(start).is_none());
+        Ok(())
+    }
+
     /// The functions behind the PRIME ioctls.
     #[test]
     fn export_is_asked_for_each_time() -> Result {
