@@ -160,6 +160,15 @@ impl Aperture {
         }
     }
 
+    /// A copy of all slots, in order.
+    pub(crate) fn copy(&self) -> Result<KVVec<Slot>> {
+        let mut copy = KVVec::with_capacity(self.total(), GFP_KERNEL)?;
+        // There is room: the number of slots does not change.
+        let mut whole = true;
+        self.for_each(|slot| whole &= copy.push_within_capacity(slot).is_ok());
+        whole.then_some(copy).ok_or(EINVAL)
+    }
+
     /// Slots that show pages of the object, and those that peers hold.
     pub(crate) fn usage(&self, pages: NamedPages<'_>) -> Result<(u32, u32)> {
         let state = self.state.lock();

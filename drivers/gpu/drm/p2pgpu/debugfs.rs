@@ -6,20 +6,26 @@
 //! - `counters`: the device's own counters, a name and a number a line;
 //! - `refusals`: how often peers were refused for which reason, a name and a number a line;
 //! - `faults`: the device's fault log, after a look for writes to slots that are not installed;
-//! - `aperture`: a map, a character a slot.
+//! - `aperture`: a map, a character a slot;
+//! - `objects`: those that have importers or slots, one a line;
+//! - `activity`: what has happened so far, a name and a number a line.
+//!
+//! `p2ptop` reads the last three and `resources`: none of them touches the device.
 
 use crate::{
+    census::{
+        Census,
+        Counted, //
+    },
     driver::{
         DrmDriver,
         Gpu, //
     },
+    gem::PlacementKind,
     regs::{
         self,
-        Operation, //
-    },
-    slots::{
-        Class,
-        Slot, //
+        Operation,
+        SLOT_SIZE, //
     }, //
 };
 use kernel::{
@@ -29,15 +35,20 @@ use kernel::{
     },
     device::Bound,
     drm::{
+        gem::BaseObject,
         Device, //
         Registered,
         RegisteredRef,
     },
-    fmt,
+    fmt::{
+        self,
+        Write, //
+    },
     io::Io,
     pci,
     prelude::*,
-    sync::atomic::Relaxed, //
+    sync::atomic::Relaxed,
+    uapi, //
 };
 
 /// Slots in a line of the map.
@@ -76,7 +87,7 @@ impl Drop for Root {
 
 /// The files of a device; dropping it removes them.
 pub(crate) struct DebugFiles {
-    _files: [Entry; 5],
+    _files: [Entry; 7],
     _dir: Dir,
 }
 
@@ -108,6 +119,14 @@ impl DebugFiles {
             )?,
             KBox::pin_init(
                 dir.read_callback_file(c"aperture", drm(), &aperture),
+                GFP_KERNEL,
+            )?,
+            KBox::pin_init(
+                dir.read_callback_file(c"objects", drm(), &objects),
+                GFP_KERNEL,
+            )?,
+            KBox::pin_init(
+                dir.read_callback_file(c"activity", drm(), &activity),
                 GFP_KERNEL,
             )?,
         ];
@@ -207,27 +226,102 @@ fn faults(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::Re
 
 fn aperture(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     with_gpu(drm, |dev, _| {
+        let census = Census::new(dev).map_err(|_| fmt::Error)?;
+        let slots = census.slots();
         writeln!(
             f,
-            ". free, c idle or CPU, p lent to peers, P held by promise, d draining; \
-             {MAP_WIDTH} slots a line"
+            "slots {} size {SLOT_SIZE}: . free, c idle or CPU, L lent, R reserved, P pinned, \
+             d draining; {MAP_WIDTH} a line",
+            slots.len()
         )?;
         let mut column = 0;
-        let mut result = Ok(());
-        dev.aperture.for_each(|slot| {
-            let symbol = match slot {
-                Slot::Free | Slot::Taken => '.',
-                Slot::Idle { .. } => 'c',
-                Slot::Peers { class, .. } => match class {
-                    Class::Lent => 'p',
-                    Class::Promised => 'P',
-                },
-                Slot::Draining { .. } => 'd',
-            };
+        for used in slots {
+            f.write_char(used.symbol())?;
             column = (column + 1) % MAP_WIDTH;
-            let end = if column == 0 { "\n" } else { "" };
-            result = result.and_then(|()| write!(f, "{symbol}{end}"));
-        });
-        result
+            if column == 0 {
+                f.write_char('\n')?;
+            }
+        }
+        match column {
+            0 => Ok(()),
+            _ => f.write_char('\n'),
+        }
+    })
+}
+
+fn objects(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    with_gpu(drm, |dev, _| {
+        let mut census = Census::new(dev).map_err(|_| fmt::Error)?;
+        census.add_attached(dev).map_err(|_| fmt::Error)?;
+        for counted in census.objects() {
+            show_object(counted, f)?;
+        }
+        Ok(())
+    })
+}
+
+/// Names of the flags, in the order of their bits.
+const FLAGS: [(u32, &str); 4] = [
+    (uapi::P2PGPU_PEER_EXPORTABLE, "exportable"),
+    (uapi::P2PGPU_PEER_RESERVE, "reserve"),
+    (uapi::P2PGPU_PEER_STRICT, "strict"),
+    (uapi::P2PGPU_PEER_READ_ONLY, "read_only"),
+];
+
+fn show_object(counted: &Counted, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let obj = &*counted.object;
+    // What userspace knows the object by, and nothing that it does not.
+    let id = obj.create_mmap_offset().map_err(|_| fmt::Error)?;
+    write!(f, "id={id:#x} size={} ", obj.size())?;
+    {
+        let state = obj.state.lock();
+        let placement = match state.placement.kind() {
+            PlacementKind::System => "system",
+            PlacementKind::Vram => "vram",
+        };
+        write!(f, "placement={placement} flags=")?;
+        let set = FLAGS.iter().filter(|(flag, _)| state.has_flag(*flag));
+        list(f, set.map(|(_, name)| *name))?;
+        write!(f, " slots={} held={}", counted.shown, counted.held)?;
+        write!(f, " pins={} mappings={}", state.pins, state.mappings)?;
+        write!(f, " peer_maps={}", state.peer_maps)?;
+        write!(f, " system_maps={}", state.system_maps)?;
+        write!(f, " invalidations={}", state.invalidations)?;
+        write!(f, " fall_backs={} importers=", state.fall_backs)?;
+    }
+    let importers = obj.importers.lock();
+    let names = importers.devices.iter();
+    // The name of a PCI device is its address.
+    list(f, names.map(|device| device.name().to_str().unwrap_or("?")))?;
+    f.write_char('\n')
+}
+
+/// The items with commas between them; `-` if there is none.
+fn list<'a>(f: &mut fmt::Formatter<'_>, items: impl Iterator<Item = &'a str>) -> fmt::Result {
+    let mut first = true;
+    for item in items {
+        if !first {
+            f.write_char(',')?;
+        }
+        f.write_str(item)?;
+        first = false;
+    }
+    if first {
+        f.write_char('-')?;
+    }
+    Ok(())
+}
+
+fn activity(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    with_gpu(drm, |dev, gpu| {
+        let activity = &dev.activity;
+        writeln!(f, "cpu_faults {}", activity.cpu_faults.get())?;
+        writeln!(f, "peer_maps {}", dev.peer_maps())?;
+        writeln!(f, "peer_unmaps {}", activity.peer_unmaps.get())?;
+        writeln!(f, "invalidations {}", activity.invalidations.get())?;
+        writeln!(f, "fall_backs {}", activity.fall_backs.get())?;
+        let refusals = dev.refusals.iter().map(|(_, count)| count);
+        writeln!(f, "refusals {}", refusals.fold(0, u64::wrapping_add))?;
+        writeln!(f, "flushes {}", gpu.table.flushes.get())
     })
 }

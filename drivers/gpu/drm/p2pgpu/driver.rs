@@ -3,6 +3,7 @@
 //! Probe and unbind: what belongs to the DRM device, and what to the bound PCI device.
 
 use crate::{
+    activity::Activity,
     aperture::Aperture,
     debugfs::DebugFiles,
     file::File,
@@ -93,6 +94,8 @@ pub(crate) struct DrmData {
     turn: Atomic<u64>,
     /// How often peers were refused.
     pub(crate) refusals: Refusals,
+    /// What has happened so far.
+    pub(crate) activity: Activity,
     /// Held while slots for a promise are found.
     #[pin]
     pub(crate) promising: Mutex<()>,
@@ -129,6 +132,11 @@ impl DrmData {
         let pages = gem::page_count(obj).unwrap_or(0);
         let change = if is { pages } else { pages.wrapping_neg() };
         self.reserved.fetch_add(change, Relaxed);
+    }
+
+    /// Peer mappings made through the aperture so far.
+    pub(crate) fn peer_maps(&self) -> u64 {
+        self.turn.load(Relaxed)
     }
 
     /// The mark of a peer mapping that is made now.
@@ -331,6 +339,7 @@ impl pci::Driver for P2pGpu {
             reserved: Atomic::new(0),
             turn: Atomic::new(0),
             refusals: Refusals::new(),
+            activity: Activity::new(),
             promising <- new_mutex!((), "p2pgpu::driver::promising"),
             leaving: Atomic::new(false),
             attached: KBox::pin_init(

@@ -40,6 +40,7 @@ use crate::{
 };
 use core::ops::DerefMut;
 use kernel::{
+    device,
     dma::DataDirection,
     dma_buf::{
         exporter::{
@@ -47,7 +48,8 @@ use kernel::{
             ImporterInfo,
             Table, //
         },
-        resv::Held, //
+        resv::Held,
+        DmaBuf, //
     },
     pci::p2pdma::Route,
     prelude::*,
@@ -71,6 +73,13 @@ pub(crate) enum Mapping {
     },
     /// Nothing: the pages stay with the table.
     System,
+}
+
+/// What is kept of an importer while it is attached.
+pub(crate) struct Attachment {
+    device: ARef<device::Device>,
+    /// Times that it pins the object.
+    pins: Atomic<u32>,
 }
 
 /// Whether the importer can be given slots.
@@ -112,38 +121,43 @@ fn fall_back(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>) -> Result {
     }
     migrate::migrate(obj, gpu, held, PlacementKind::System)?;
     obj.state.lock().fall_backs += 1;
+    obj.dev().activity.fall_backs.up();
     Ok(())
 }
 
 impl Exporter for Bo {
     type Source = Object;
-    /// Times that the importer pins the object.
-    type Attachment = Atomic<u32>;
+    type Attachment = Attachment;
     type Mapping = Mapping;
 
-    fn attach(obj: &Object, importer: &ImporterInfo<'_>) -> Result<Atomic<u32>> {
+    fn attach(obj: &Object, importer: &ImporterInfo<'_>) -> Result<Attachment> {
         with_live_gpu(obj, |gpu| check(obj, gpu, importer))?;
         {
             let mut importers = obj.importers.lock();
-            importers.count = importers.count.checked_add(1).ok_or(EOVERFLOW)?;
+            importers
+                .devices
+                .push(importer.device().into(), GFP_KERNEL)?;
             importers.dmabuf = Some(importer.dmabuf().into());
         }
-        let attached = obj.dev().attached(obj);
-        if attached.is_err() {
-            detach(obj);
+        if let Err(error) = obj.dev().attached(obj) {
+            detach(obj, importer.device());
+            return Err(error);
         }
-        attached.map(|()| Atomic::new(0))
+        Ok(Attachment {
+            device: importer.device().into(),
+            pins: Atomic::new(0),
+        })
     }
 
-    fn detach(obj: &Object, _pins: &Atomic<u32>) {
+    fn detach(obj: &Object, attachment: &Attachment) {
         obj.dev().detached(obj);
-        detach(obj);
+        detach(obj, &attachment.device);
     }
 
     fn pin(
         obj: &Object,
         importer: &ImporterInfo<'_>,
-        pins: &Atomic<u32>,
+        attachment: &Attachment,
         held: Held<'_>,
     ) -> Result {
         with_live_gpu(obj, |gpu| {
@@ -159,13 +173,13 @@ impl Exporter for Bo {
                 }
             }
             obj.state.lock().pins = count;
-            pins.fetch_add(1, Relaxed);
+            attachment.pins.fetch_add(1, Relaxed);
             Ok(())
         })
     }
 
-    fn unpin(obj: &Object, pins: &Atomic<u32>, _held: Held<'_>) {
-        pins.fetch_sub(1, Relaxed);
+    fn unpin(obj: &Object, attachment: &Attachment, _held: Held<'_>) {
+        attachment.pins.fetch_sub(1, Relaxed);
         let lost = {
             let mut state = obj.state.lock();
             let promised = state.is_promised();
@@ -181,13 +195,13 @@ impl Exporter for Bo {
     fn map<'a>(
         obj: &Object,
         importer: &'a ImporterInfo<'a>,
-        pins: &Atomic<u32>,
+        attachment: &Attachment,
         held: Held<'_>,
         dir: DataDirection,
     ) -> Result<(Table<'a>, Mapping)> {
         with_live_gpu(obj, |gpu| {
             check(obj, gpu, importer)?;
-            if pins.load(Relaxed) == 0 && !importer.can_be_invalidated() {
+            if attachment.pins.load(Relaxed) == 0 && !importer.can_be_invalidated() {
                 // It could neither be told to let go nor does it hold the object in place.
                 return Err(refuse(obj, Reason::Deaf));
             }
@@ -220,7 +234,7 @@ impl Exporter for Bo {
         })
     }
 
-    fn unmap(obj: &Object, _pins: &Atomic<u32>, _held: Held<'_>, mapping: Mapping) {
+    fn unmap(obj: &Object, _: &Attachment, _held: Held<'_>, mapping: Mapping) {
         {
             let mut state = obj.state.lock();
             state.mappings = state.mappings.saturating_sub(1);
@@ -230,6 +244,7 @@ impl Exporter for Bo {
         }
         if let Mapping::Aperture { slots, .. } = &mapping {
             unhold(obj, slots);
+            obj.dev().activity.peer_unmaps.up();
         }
         obj.dev().mapping_count(-1);
     }
@@ -306,16 +321,20 @@ fn unhold(obj: &Object, slots: &[SlotId]) {
     gem::report_lost_slots(released);
 }
 
-/// Forgets one importer, and the dma-buf with the last.
-fn detach(obj: &Object) {
-    let last: Option<ARef<_>> = {
+/// Forgets one importer, which is a device's, and the dma-buf with the last.
+fn detach(obj: &Object, device: &device::Device) {
+    let (gone, last) = {
         let mut importers = obj.importers.lock();
-        importers.count = importers.count.saturating_sub(1);
-        if importers.count == 0 {
-            importers.dmabuf.take()
-        } else {
-            None
-        }
+        let place = importers
+            .devices
+            .iter()
+            .position(|other| core::ptr::eq(&**other, device));
+        let gone = place.and_then(|index| importers.devices.remove(index).ok());
+        let last: Option<ARef<DmaBuf>> = match importers.devices.is_empty() {
+            true => importers.dmabuf.take(),
+            false => None,
+        };
+        (gone, last)
     };
-    drop(last);
+    drop((gone, last));
 }

@@ -133,7 +133,7 @@ impl File {
             Placement::Vram(vram) => dev.aperture.usage(gem::named(&obj, vram)?)?,
             Placement::System(_) => (0, 0),
         };
-        let importers = obj.importers.lock().count;
+        let importers = u32::try_from(obj.importers.lock().devices.len())?;
         let state = obj.state.lock();
         *args = uapi::drm_p2pgpu_gem_info {
             size: u64::try_from(obj.size())?,

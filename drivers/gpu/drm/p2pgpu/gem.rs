@@ -37,6 +37,7 @@ use crate::{
 };
 use core::ops::Range;
 use kernel::{
+    device,
     dma_buf::{
         pages::{
             MappedPages,
@@ -227,7 +228,8 @@ impl State {
 /// The importers that are attached to an object.
 #[derive(Default)]
 pub(crate) struct Importers {
-    pub(crate) count: u32,
+    /// Their devices, one for each attachment.
+    pub(crate) devices: KVec<ARef<device::Device>>,
     /// Set while there is one: the core forgets the dma-buf of an object that has lost its last
     /// handle, but importers still have to be told.
     pub(crate) dmabuf: Option<ARef<DmaBuf>>,
@@ -308,6 +310,7 @@ impl managed::Backing for Bo {
                     Ok(Faulted::As(unsafe { fault.insert_pfn(pfn) }))
                 }
                 Placement::Vram(vram) => {
+                    dev.activity.cpu_faults.up();
                     let pages = named(obj, &vram)?;
                     let mut victims = Victims::new(obj, Some(guard.held()), Patience::Grace);
                     dev.registration_data_with(|gpu| loop {

@@ -48,6 +48,7 @@ pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
         let mut state = obj.state.lock();
         if state.mappings != 0 {
             state.invalidations += 1;
+            obj.dev().activity.invalidations.up();
         }
     }
     dmabuf.invalidate(held)?;

@@ -7,7 +7,7 @@
 //! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
 //! - [`gem`], [`migrate`], [`export`], [`peer`]: objects, and who reaches them.
 //! - [`pressure`], [`refusal`]: who must let go, and who is refused.
-//! - [`file`], [`debugfs`]: what userspace sees.
+//! - [`file`], [`debugfs`], [`census`], [`activity`]: what userspace sees.
 //!
 //! # Lock order
 //!
@@ -15,7 +15,9 @@
 //! attached objects, then the state of an object, then the aperture, then the submission lock of a
 //! ring, then the ring's pending fences (interrupts off).
 
+mod activity;
 mod aperture;
+mod census;
 mod debugfs;
 mod driver;
 mod engine;

@@ -3,6 +3,7 @@
 //! The page table of the aperture, and the flushes that make its changes take effect.
 
 use crate::{
+    activity::Counter,
     driver::Gpu,
     regs::{
         self,
@@ -75,6 +76,7 @@ impl<'a, 'drm> Flush<'a, 'drm> {
         }
         let flush = || {
             let ranges = gpu.table.ranges.dma_address();
+            gpu.table.flushes.up();
             gpu.aperture_ring.run(Operation::Flush, count, ranges)
         };
         // What the slots show must not be left open. The second time finds the ring restarted.
@@ -97,6 +99,8 @@ pub(crate) struct PageTable {
     leaves: KVVec<Coherent<[u64]>>,
     /// Slot ranges of a flush. Used under the lock of the slots.
     ranges: Coherent<[u64]>,
+    /// Flushes so far.
+    pub(crate) flushes: Counter,
 }
 
 impl PageTable {
@@ -116,6 +120,7 @@ impl PageTable {
             root,
             leaves,
             ranges: Coherent::zeroed_slice(dev, count.min(regs::LIST_MAX), GFP_KERNEL)?,
+            flushes: Counter::new(),
         })
     }
 
