@@ -18,6 +18,10 @@ pub const HOST_SOCKET: &str = "/tmp/p2p-host";
 pub const MAX_ASK: u64 = 4096;
 /// Longest answer, bytes: one that is longer is an error.
 pub const MAX_ANSWER: usize = 64 * 1024;
+/// What shows the apertures, in the guest.
+pub const TOP: &str = "/tests/p2ptop";
+/// What keeps the devices busy while [`TOP`] shows them.
+pub const LOAD: &str = "/tests/p2pload";
 /// Kernel parameter that says what /init does; its values are [`Mode`]'s.
 pub const MODE_PARAMETER: &str = "p2p.mode";
 
@@ -32,24 +36,30 @@ pub enum Mode {
     Agent,
     /// A shell on the console.
     Shell,
+    /// [`TOP`] on the console, while [`LOAD`] runs.
+    Top,
 }
 
 impl Mode {
+    const ALL: [Self; 3] = [Self::Agent, Self::Shell, Self::Top];
+
     /// The value of [`MODE_PARAMETER`].
     pub fn name(self) -> &'static str {
         match self {
             Self::Agent => "agent",
             Self::Shell => "shell",
+            Self::Top => "top",
         }
     }
 
-    /// The mode that a kernel command line asks for: the agent, unless it says shell.
+    /// The mode that a kernel command line asks for: the agent, unless it names another.
     pub fn from_command_line(line: &str) -> Self {
-        let shell = line
+        let wanted = line
             .split_whitespace()
             .filter_map(|word| word.split_once('='))
-            .any(|(name, value)| name == MODE_PARAMETER && value == Self::Shell.name());
-        if shell { Self::Shell } else { Self::Agent }
+            .find(|(name, _)| *name == MODE_PARAMETER)
+            .and_then(|(_, value)| Self::ALL.into_iter().find(|mode| mode.name() == value));
+        wanted.unwrap_or(Self::Agent)
     }
 }
 
@@ -235,6 +245,11 @@ mod tests {
             Mode::from_command_line("console=ttyS0 p2p.mode=shell\n"),
             Mode::Shell
         );
+        for mode in Mode::ALL {
+            let line = format!("quiet {MODE_PARAMETER}={} TERM=vt100", mode.name());
+            assert_eq!(Mode::from_command_line(&line), mode);
+        }
+        assert_eq!(Mode::from_command_line("p2p.mode=else"), Mode::Agent);
         assert_eq!(
             Mode::from_command_line("console=ttyS0 xp2p.mode=shell"),
             Mode::Agent

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The guest's /init: mounts what a system has, loads the drivers, then serves the
-//! harness or starts a shell.
+//! harness, starts a shell, or shows the apertures under load.
 
 #![forbid(unsafe_code)]
 
@@ -8,6 +8,7 @@ mod agent;
 mod checkers;
 mod relay;
 mod run;
+mod top;
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -54,11 +55,19 @@ fn run() -> Result<()> {
     match Mode::from_command_line(&command_line) {
         Mode::Agent => agent::serve(problems),
         Mode::Shell => {
-            for problem in problems {
-                eprintln!("p2p-init: {problem}");
-            }
+            tell(problems);
             shell()
         }
+        Mode::Top => {
+            tell(problems);
+            top::run()
+        }
+    }
+}
+
+fn tell(problems: Vec<String>) {
+    for problem in problems {
+        eprintln!("p2p-init: {problem}");
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Programs {
     pub tests: Vec<PathBuf>,
     /// The guest's demo, once it exists.
     pub demo: Option<PathBuf>,
+    /// What else is in the guest: the tool that shows the apertures, and its load.
+    pub tools: Vec<PathBuf>,
 }
 
 /// Builds the programs and copies them, so that another checkout's build does not
@@ -86,6 +88,7 @@ pub fn programs(ctx: &Context) -> Result<Programs> {
         vnic: named("vnic")?,
         init: named("p2p-init")?,
         demo: named("p2pdemo").ok(),
+        tools: vec![named("p2ptop")?, named("p2pload")?],
         tests,
     })
 }

@@ -38,6 +38,7 @@ pub fn build(ctx: &Context, kernel: &Kernel, programs: &Programs) -> Result<Path
 
     let mut dynamic = vec![programs.init.clone()];
     dynamic.extend(programs.demo.clone());
+    dynamic.extend(programs.tools.iter().cloned());
     dynamic.extend(programs.tests.iter().cloned());
     for library in libraries(&dynamic)? {
         add(&mut archive, &library, &library.to_string_lossy(), true)?;

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The guests that a person looks at: `make demo` and `make shell`.
+//! The guests that a person looks at: `make demo`, `make shell` and `make top`.
 
 use std::fs::File;
+use std::io::stdout;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use p2p_init::Status;
+use rustix::termios::tcgetwinsize;
 
 use crate::cargo;
 use crate::context::Context;
@@ -121,12 +123,47 @@ pub fn demo(ctx: &Context) -> Result<bool> {
 ///
 /// When something cannot be built or QEMU does not start.
 pub fn shell(ctx: &Context) -> Result<()> {
+    on_terminal(ctx, p2p_init::Mode::Shell, "").map(drop)
+}
+
+/// Shows the apertures of a guest under load on the user's terminal, until they press
+/// q; says whether the devices are content.
+///
+/// # Errors
+///
+/// As for [`shell`].
+pub fn top(ctx: &Context) -> Result<bool> {
+    let term = std::env::var("TERM").unwrap_or_default();
+    let size = tcgetwinsize(stdout()).ok();
+    let parameters = terminal_parameters(&term, size.map(|s| (s.ws_col, s.ws_row)));
+    let findings = on_terminal(ctx, p2p_init::Mode::Top, &parameters)?;
+    for finding in &findings {
+        eprintln!("p2ptest: device: {finding}");
+    }
+    Ok(findings.is_empty())
+}
+
+/// What the guest cannot know of the terminal behind its serial line. The kernel hands
+/// words that it does not know to /init, as its environment.
+fn terminal_parameters(term: &str, size: Option<(u16, u16)>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
+    match size {
+        Some((columns, lines)) if !term.is_empty() && term.chars().all(plain) => {
+            format!(" TERM={term} COLUMNS={columns} LINES={lines}")
+        }
+        _ => " TERM=dumb".to_owned(),
+    }
+}
+
+/// Boots a guest on the user's terminal and waits for its end. Returns what the devices
+/// found wrong.
+fn on_terminal(ctx: &Context, mode: p2p_init::Mode, parameters: &str) -> Result<Vec<String>> {
     let kernel = kernel::ensure(ctx, ctx.flavour())?;
     let programs = cargo::programs(ctx)?;
     let folder = socket_folder()?;
-    let logs = ctx.results().join("shell");
+    let logs = ctx.results().join(mode.name());
     std::fs::create_dir_all(&logs)?;
-    let models = Models::start(&programs, ctx.setup.mode, folder.path(), &logs)?;
+    let mut models = Models::start(&programs, ctx.setup.mode, folder.path(), &logs)?;
     let guest = Guest {
         accel: Accel::choose(ctx, &kernel.image)?,
         topology: ctx.setup.topology,
@@ -134,9 +171,9 @@ pub fn shell(ctx: &Context) -> Result<()> {
         image: kernel.image,
         memory: kernel.flavour.memory(),
         parameters: format!(
-            "quiet kunit.enable=0 {}={}{}",
+            "quiet kunit.enable=0 {}={}{}{parameters}",
             p2p_init::MODE_PARAMETER,
-            p2p_init::Mode::Shell.name(),
+            mode.name(),
             kernel.flavour.parameters()
         ),
         devices: models.devices(),
@@ -160,5 +197,25 @@ pub fn shell(ctx: &Context) -> Result<()> {
     };
     stop::check()?;
     ensure!(status.success(), "QEMU ended: {status}");
-    Ok(())
+    Ok(models.findings())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_is_told_about_the_terminal() {
+        let told = terminal_parameters("xterm-256color", Some((120, 40)));
+        assert_eq!(told, " TERM=xterm-256color COLUMNS=120 LINES=40");
+        for (term, size) in [
+            ("xterm", None),
+            ("", Some((80, 24))),
+            // One word must stay one word of the kernel's command line.
+            ("a init=/bin/sh", Some((80, 24))),
+            ("a\"b", Some((80, 24))),
+        ] {
+            assert_eq!(terminal_parameters(term, size), " TERM=dumb");
+        }
+    }
 }

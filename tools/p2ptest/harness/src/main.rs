@@ -55,6 +55,8 @@ enum Command {
     Shell,
     /// Runs the chosen tests.
     Test,
+    /// Shows the apertures of a guest under load.
+    Top,
 }
 
 fn main() -> ExitCode {
@@ -78,6 +80,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Bench => bench::run(&ctx).map(|()| true),
         Command::Demo => interactive::demo(&ctx),
         Command::Shell => interactive::shell(&ctx).map(|()| true),
+        Command::Top => interactive::top(&ctx),
         Command::List => test::list(&ctx, &filter()?).map(|()| true),
         Command::Test => Ok(test::run(&ctx, &filter()?)?.good()),
         Command::Kernel => {
