@@ -35,6 +35,7 @@ pub mod fence;
 pub mod importer;
 pub mod pages;
 pub mod resv;
+pub mod software;
 
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) mod tests;

@@ -4,6 +4,10 @@
 //!
 //! An [`Attachment`] is dynamic: the exporter may take the mapping back at any time, by calling
 //! [`Importer::invalidate`], and the importer maps again when it next needs the buffer.
+//!
+//! An importer that cannot let go says so with [`Importer::CAN_BE_INVALIDATED`], and pins the buffer
+//! for as long as it is mapped: [`Attachment::pin`]. One that knows nothing of all this is static,
+//! [`Attachment::new_static`]: the core pins for it while it is mapped.
 
 use super::{
     resv::{
@@ -19,7 +23,11 @@ use crate::{
         Device, //
     },
     dma::DataDirection,
-    error::from_err_ptr,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    io::PhysAddr,
     new_mutex,
     prelude::*,
     scatterlist::SGTable,
@@ -51,14 +59,18 @@ pub trait Importer: Send + Sync + 'static {
     /// Whether the device can use addresses of other devices' memory.
     const ALLOW_PEER_TO_PEER: bool;
 
-    /// The mapping is taken back: make the device stop using its addresses.
+    /// Whether the exporter may take mappings back. Else it gives none unless it is pinned.
+    const CAN_BE_INVALIDATED: bool = true;
+
+    /// All mappings are taken back: make the device stop using their addresses.
     ///
     /// Called too when a mapped attachment is dropped, which unmaps whatever the answer.
     ///
     /// Called with the buffer's reservation lock held, so it does not wait for anything that needs
     /// that lock, nor allocates memory that reclaim could wait for. It may sleep for as long as
-    /// the device takes to stop. Called only while the buffer is mapped, once for each mapping; once
-    /// more if the attachment is dropped with a mapping that was taken back but not unmapped.
+    /// the device takes to stop. Called only while the buffer is mapped, once for the mappings that
+    /// are in force; once more if the attachment is dropped with one that was taken back but not
+    /// unmapped.
     fn invalidate(&self, held: Held<'_>) -> AfterInvalidate;
 }
 
@@ -73,18 +85,24 @@ struct Mapped {
 // SAFETY: The table is plain memory that the exporter lent us.
 unsafe impl Send for Mapped {}
 
+/// What an attachment holds of its buffer.
+struct State {
+    mappings: KVec<Mapped>,
+    pins: u32,
+}
+
 /// What an attachment's callback needs; its address is the importer's private pointer.
 #[pin_data]
 struct Inner<T> {
     /// Changed only with the reservation lock held. Held over a call out only while somebody looks
-    /// at the table: who unmaps it there waits for himself, and does not pull it away.
+    /// at a table: who unmaps it there waits for himself, and does not pull it away.
     #[pin]
-    mapped: Mutex<Option<Mapped>>,
+    state: Mutex<State>,
     #[pin]
     data: T,
 }
 
-/// A device attached to a buffer, and its mapping while there is one.
+/// A device attached to a buffer, and its mappings while there are some: mostly one.
 ///
 /// Dereferences to the driver's own data.
 ///
@@ -108,7 +126,11 @@ impl<T: Importer> Attachment<T> {
 
     const OPS: bindings::dma_buf_attach_ops = bindings::dma_buf_attach_ops {
         allow_peer2peer: T::ALLOW_PEER_TO_PEER,
-        invalidate_mappings: Some(Self::invalidate_callback),
+        invalidate_mappings: if T::CAN_BE_INVALIDATED {
+            Some(Self::invalidate_callback)
+        } else {
+            None
+        },
     };
 
     /// Attaches `dev` to `dmabuf`. Errors are the exporter's.
@@ -122,21 +144,54 @@ impl<T: Importer> Attachment<T> {
         dmabuf: ARef<DmaBuf>,
         data: impl PinInit<T, Error>,
     ) -> Result<Self> {
+        // SAFETY: As the caller promises; `OPS` is a constant of static lifetime.
+        unsafe { Self::attach(dev, dmabuf, data, &const { Self::OPS }) }
+    }
+
+    /// As [`Attachment::new`], for a device that can do nothing but map: it is pinned for by the
+    /// core while it is mapped, and never told anything. It is no peer.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Attachment::new`].
+    pub unsafe fn new_static(
+        dev: &Device<Bound>,
+        dmabuf: ARef<DmaBuf>,
+        data: impl PinInit<T, Error>,
+    ) -> Result<Self> {
+        // SAFETY: As the caller promises; without operations nothing is called.
+        unsafe { Self::attach(dev, dmabuf, data, ptr::null()) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Attachment::new`]; `ops` is null, or valid and constant for ever and only calls
+    /// `Self`'s callback.
+    unsafe fn attach(
+        dev: &Device<Bound>,
+        dmabuf: ARef<DmaBuf>,
+        data: impl PinInit<T, Error>,
+        ops: *const bindings::dma_buf_attach_ops,
+    ) -> Result<Self> {
+        let state = State {
+            mappings: KVec::new(),
+            pins: 0,
+        };
         let inner = KBox::pin_init(
             try_pin_init!(Inner {
-                mapped <- new_mutex!(None, "dma_buf::importer::mapped"),
+                state <- new_mutex!(state, "dma_buf::importer::state"),
                 data <- data,
             }? Error),
             GFP_KERNEL,
         )?;
 
-        // SAFETY: `dmabuf` and `dev` are valid; `OPS` is a constant of static lifetime; `inner`
-        // is pinned and outlives the attachment, which `drop()` ends first.
+        // SAFETY: `dmabuf` and `dev` are valid, and `ops` as the caller promises; `inner` is pinned
+        // and outlives the attachment, which `drop()` ends first.
         let raw = from_err_ptr(unsafe {
             bindings::dma_buf_dynamic_attach(
                 dmabuf.as_raw(),
                 dev.as_raw(),
-                &const { Self::OPS },
+                ops,
                 ptr::from_ref(&*inner).cast_mut().cast(),
             )
         })?;
@@ -149,6 +204,53 @@ impl<T: Importer> Attachment<T> {
     /// The buffer.
     pub fn dmabuf(&self) -> &DmaBuf {
         &self.dmabuf
+    }
+
+    /// Whether the exporter lets the device use addresses of its memory without `struct page`.
+    pub fn is_peer(&self) -> bool {
+        // SAFETY: The attachment is valid; the exporter changes the field while it is made only.
+        unsafe { (*self.raw.as_ptr()).peer2peer }
+    }
+
+    /// `EINVAL` unless `dev` is the device that is attached, and `held` the lock of the buffer.
+    fn check(&self, dev: &Device<Bound>, held: Held<'_>) -> Result {
+        held.check(self.dmabuf.resv())?;
+        // SAFETY: The attachment is valid, and so is its device.
+        if unsafe { (*self.raw.as_ptr()).dev } != dev.as_raw() {
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+
+    /// Makes the exporter keep the buffer where it is, until [`Attachment::unpin`] or the
+    /// attachment's end. Pins count.
+    ///
+    /// `EINVAL`: the attachment is static. Other errors are the exporter's.
+    pub fn pin(&self, held: Held<'_>) -> Result {
+        held.check(self.dmabuf.resv())?;
+        // SAFETY: The attachment is valid.
+        if unsafe { (*self.raw.as_ptr()).importer_ops.is_null() } {
+            return Err(EINVAL);
+        }
+        let pins = self.inner.state.lock().pins;
+        let pins = pins.checked_add(1).ok_or(EOVERFLOW)?;
+        // SAFETY: The attachment is valid and dynamic, and the reservation lock is held.
+        to_result(unsafe { bindings::dma_buf_pin(self.raw.as_ptr()) })?;
+        self.inner.state.lock().pins = pins;
+        Ok(())
+    }
+
+    /// Undoes one [`Attachment::pin`]; `EINVAL` if there is none.
+    pub fn unpin(&self, held: Held<'_>) -> Result {
+        held.check(self.dmabuf.resv())?;
+        {
+            let mut state = self.inner.state.lock();
+            state.pins = state.pins.checked_sub(1).ok_or(EINVAL)?;
+        }
+        // SAFETY: The attachment is valid and dynamic, as it has been pinned, and the reservation
+        // lock is held.
+        unsafe { bindings::dma_buf_unpin(self.raw.as_ptr()) };
+        Ok(())
     }
 
     /// Maps the buffer, unless it is mapped, waits for moves to end, and passes the table of DMA
@@ -165,51 +267,94 @@ impl<T: Importer> Attachment<T> {
         dir: DataDirection,
         use_table: impl FnOnce(&SGTable) -> Result<R>,
     ) -> Result<R> {
-        held.check(self.dmabuf.resv())?;
-        // SAFETY: The attachment is valid, and so is its device.
-        if unsafe { (*self.raw.as_ptr()).dev } != dev.as_raw() {
-            return Err(EINVAL);
-        }
+        self.check(dev, held)?;
 
         let known = self
             .inner
-            .mapped
+            .state
             .lock()
-            .as_ref()
+            .mappings
+            .first()
             .map(|mapped| (mapped.revoked, mapped.dir));
         match known {
             Some((true, _)) => return Err(EBUSY),
             Some((false, known)) if known == dir => (),
             Some(_) => return Err(EINVAL),
-            None => {
-                // SAFETY: The attachment is valid and the reservation lock is held.
-                let sgt = from_err_ptr(unsafe {
-                    bindings::dma_buf_map_attachment(self.raw.as_ptr(), dir.into())
-                })?;
-                let sgt = NonNull::new(sgt).ok_or(ENOMEM)?;
-                *self.inner.mapped.lock() = Some(Mapped {
-                    sgt,
-                    dir,
-                    revoked: false,
-                });
-            }
+            None => self.map_raw(held, dir)?,
         }
 
         held.resv()
             .wait_interruptible(Usage::Kernel, msecs_to_jiffies(Self::MOVE_TIMEOUT_MS))?;
+        self.with_mapping(held, 0, use_table)
+    }
 
-        let mapped = self.inner.mapped.lock();
-        let sgt = mapped.as_ref().ok_or(EINVAL)?.sgt;
+    /// Maps the buffer another time, whether it is mapped or not, and whatever became of earlier
+    /// mappings; waits for moves to end, and returns how many mappings there are now.
+    ///
+    /// Errors are those of [`Attachment::map`]; after one of the wait the mapping is there.
+    pub fn map_again(
+        &self,
+        dev: &Device<Bound>,
+        held: Held<'_>,
+        dir: DataDirection,
+    ) -> Result<usize> {
+        self.check(dev, held)?;
+        self.map_raw(held, dir)?;
+        held.resv()
+            .wait_interruptible(Usage::Kernel, msecs_to_jiffies(Self::MOVE_TIMEOUT_MS))?;
+        Ok(self.mappings())
+    }
+
+    fn map_raw(&self, held: Held<'_>, dir: DataDirection) -> Result {
+        held.check(self.dmabuf.resv())?;
+        // Room first: what has been mapped is not undone because memory ran out.
+        self.inner.state.lock().mappings.reserve(1, GFP_KERNEL)?;
+        // SAFETY: The attachment is valid and the reservation lock is held.
+        let sgt = from_err_ptr(unsafe {
+            bindings::dma_buf_map_attachment(self.raw.as_ptr(), dir.into())
+        })?;
+        let mapped = Mapped {
+            sgt: NonNull::new(sgt).ok_or(ENOMEM)?,
+            dir,
+            revoked: false,
+        };
+        // There is room: it was made under the reservation lock, which is still held.
+        let pushed = self
+            .inner
+            .state
+            .lock()
+            .mappings
+            .push_within_capacity(mapped);
+        pushed.map_err(|_| ENOMEM)
+    }
+
+    /// How many mappings there are, taken back or not. Can change unless the lock is held.
+    pub fn mappings(&self) -> usize {
+        self.inner.state.lock().mappings.len()
+    }
+
+    /// Passes the table of mapping `index`, the oldest being 0, to `use_table`, which undoes none.
+    ///
+    /// `ENOENT`: there is no such mapping. A mapping that was taken back is shown too.
+    pub fn with_mapping<R>(
+        &self,
+        held: Held<'_>,
+        index: usize,
+        use_table: impl FnOnce(&SGTable) -> Result<R>,
+    ) -> Result<R> {
+        held.check(self.dmabuf.resv())?;
+        let state = self.inner.state.lock();
+        let sgt = state.mappings.get(index).ok_or(ENOENT)?.sgt;
         // SAFETY: The table stays valid while we hold the mutex: unmapping takes it.
         use_table(unsafe { SGTable::from_raw(sgt.as_ptr()) })
     }
 
     /// Whether the buffer is mapped now. The answer can change unless the lock is held.
     pub fn is_mapped(&self) -> bool {
-        self.inner.mapped.lock().is_some()
+        self.mappings() != 0
     }
 
-    /// Undoes the mapping, if there is one. The device no longer uses its addresses.
+    /// Undoes all mappings. The device no longer uses their addresses.
     pub fn unmap(&self, held: Held<'_>) -> Result {
         held.check(self.dmabuf.resv())?;
         // SAFETY: The attachment is ours, and its lock is held.
@@ -217,15 +362,37 @@ impl<T: Importer> Attachment<T> {
         Ok(())
     }
 
+    /// Undoes mapping `index`, the oldest being 0; later ones move up. `ENOENT`: there is none.
+    pub fn unmap_one(&self, held: Held<'_>, index: usize) -> Result {
+        held.check(self.dmabuf.resv())?;
+        let mapped = {
+            let mut state = self.inner.state.lock();
+            state.mappings.remove(index).map_err(|_| ENOENT)?
+        };
+        // SAFETY: The attachment is valid and ours, and its lock is held; the table is the one that
+        // mapping returned, and is given back once as it was taken out of the list.
+        unsafe { Self::give_back(self.raw.as_ptr(), mapped) };
+        Ok(())
+    }
+
     /// # Safety
     ///
     /// `raw` is the valid attachment of `inner`, and the buffer's reservation lock is held.
     unsafe fn unmap_raw(raw: *mut bindings::dma_buf_attachment, inner: &Inner<T>) {
-        let Some(mapped) = inner.mapped.lock().take() else {
-            return;
-        };
-        // SAFETY: The caller promises a valid attachment and the lock; the table is the one that
-        // mapping returned, and is given back once as it was taken out of `mapped`.
+        let mappings = core::mem::take(&mut inner.state.lock().mappings);
+        for mapped in mappings {
+            // SAFETY: The caller promises a valid attachment and the lock; the table is the one
+            // that mapping returned, and is given back once as it was taken out of the list.
+            unsafe { Self::give_back(raw, mapped) };
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `raw` is a valid attachment, `mapped` a mapping of it that nobody else gives back, and the
+    /// buffer's reservation lock is held.
+    unsafe fn give_back(raw: *mut bindings::dma_buf_attachment, mapped: Mapped) {
+        // SAFETY: As the caller promises.
         unsafe { bindings::dma_buf_unmap_attachment(raw, mapped.sgt.as_ptr(), mapped.dir.into()) };
     }
 
@@ -243,9 +410,12 @@ impl<T: Importer> Attachment<T> {
                 Held::assume((*(*raw).dmabuf).resv),
             )
         };
-        match &mut *inner.mapped.lock() {
-            Some(mapped) if !mapped.revoked => mapped.revoked = true,
-            _ => return,
+        let mut in_force = false;
+        for mapped in &mut inner.state.lock().mappings {
+            in_force |= !core::mem::replace(&mut mapped.revoked, true);
+        }
+        if !in_force {
+            return;
         }
         if inner.data.invalidate(held) == AfterInvalidate::Unmap {
             // SAFETY: As above.
@@ -272,8 +442,30 @@ impl<T: Importer> Drop for Attachment<T> {
             }
             // SAFETY: The attachment is ours, and its lock is held.
             unsafe { Self::unmap_raw(self.raw.as_ptr(), &self.inner) };
+            while self.unpin(guard.held()).is_ok() {}
         }
         // SAFETY: By the type invariant `raw` is an attachment of `dmabuf`; nothing uses it after.
         unsafe { bindings::dma_buf_detach(self.dmabuf.as_raw(), self.raw.as_ptr()) };
     }
+}
+
+/// The physical address behind a DMA address of `dev`, as far as its IOMMU tells; `None` if nothing
+/// is mapped there. Without an IOMMU the two are the same.
+///
+/// For tests and debugging, which want to know what the device would reach.
+pub fn physical(dev: &Device, address: bindings::dma_addr_t) -> Option<PhysAddr> {
+    #[cfg(CONFIG_IOMMU_API)]
+    {
+        // SAFETY: `dev` is a valid device.
+        let domain = unsafe { bindings::iommu_get_domain_for_dev(dev.as_raw()) };
+        if !domain.is_null() {
+            // SAFETY: The domain of a device lives as long as the device has it; one that does DMA
+            // by this address has it still.
+            let found = unsafe { bindings::iommu_iova_to_phys(domain, address) };
+            return (found != 0).then_some(found);
+        }
+    }
+    #[cfg(not(CONFIG_IOMMU_API))]
+    let _ = dev;
+    Some(address)
 }

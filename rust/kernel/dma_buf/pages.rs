@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn map_all() -> Result {
         let reg = dma_device()?;
-        let dev: &Device<Bound> = reg.as_ref().as_ref();
+        let dev: &Device<Bound> = reg.as_ref();
         let pages = Pages::zeroed(5)?;
         let mapped = pages.map(dev, DataDirection::Bidirectional)?;
         let mut index = 0;

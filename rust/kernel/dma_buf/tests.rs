@@ -3,9 +3,7 @@
 //! KUnit tests of fences and reservation objects, and what the tests beside other code share.
 
 use crate::{
-    bindings,
-    device,
-    error::to_result,
+    dma_buf::software::SoftwareDevice,
     faux,
     prelude::*,
     str::CString,
@@ -17,23 +15,21 @@ use crate::{
 
 /// Makes a device without hardware. Its name is its own: a test that failed keeps its devices.
 pub(crate) fn faux_device() -> Result<faux::Registration> {
-    static NEXT: Atomic<u32> = Atomic::new(0);
-
-    let name = CString::try_from_fmt(fmt!("kunit-dma-buf-{}", NEXT.fetch_add(1, Relaxed)))?;
-    faux::Registration::new(&name, None)
+    faux::Registration::new(&own_name()?, None)
 }
 
 /// Makes a device without hardware that can do DMA anywhere.
-pub(crate) fn dma_device() -> Result<faux::Registration> {
-    let reg = faux_device()?;
-    let dev: &device::Device<device::Bound> = reg.as_ref().as_ref();
-    // SAFETY: The device is valid and ours alone; its mask lies in the device itself.
-    to_result(unsafe {
-        let raw = dev.as_raw();
-        (*raw).dma_mask = &raw mut (*raw).coherent_dma_mask;
-        bindings::dma_set_mask_and_coherent(raw, u64::MAX)
-    })?;
-    Ok(reg)
+pub(crate) fn dma_device() -> Result<SoftwareDevice> {
+    SoftwareDevice::new(&own_name()?)
+}
+
+fn own_name() -> Result<CString> {
+    static NEXT: Atomic<u32> = Atomic::new(0);
+
+    Ok(CString::try_from_fmt(fmt!(
+        "kunit-dma-buf-{}",
+        NEXT.fetch_add(1, Relaxed)
+    ))?)
 }
 
 #[macros::kunit_tests(rust_dma_buf_fence)]

@@ -123,18 +123,21 @@ impl<'a> Provider<'a> {
         device: u8,
         function: u8,
     ) -> Result<Option<Route>> {
-        if device > 31 || function > 7 {
-            return Err(EINVAL);
-        }
-        let devfn = u32::from(device) << 3 | u32::from(function);
-        // SAFETY: Any address may be looked up.
-        let raw =
-            unsafe { bindings::pci_get_domain_bus_and_slot(domain.into(), bus.into(), devfn) };
-        let Some(raw) = NonNull::new(raw) else {
-            return Ok(None);
-        };
-        // SAFETY: The look-up returned a valid device and a reference to it, which is ours.
-        let peer: ARef<Device> = unsafe { ARef::from_raw(raw.cast()) };
-        Ok(Some(self.route((*peer).as_ref())))
+        let peer = find(domain, bus, device, function)?;
+        Ok(peer.map(|peer| self.route((*peer).as_ref())))
     }
+}
+
+/// The device at a PCI address, if there is one.
+///
+/// `EINVAL`: `device` is over 31, or `function` over 7.
+pub fn find(domain: u16, bus: u8, device: u8, function: u8) -> Result<Option<ARef<Device>>> {
+    if device > 31 || function > 7 {
+        return Err(EINVAL);
+    }
+    let devfn = u32::from(device) << 3 | u32::from(function);
+    // SAFETY: Any address may be looked up.
+    let raw = unsafe { bindings::pci_get_domain_bus_and_slot(domain.into(), bus.into(), devfn) };
+    // SAFETY: The look-up returned a valid device and a reference to it, which is ours.
+    Ok(NonNull::new(raw).map(|raw| unsafe { ARef::from_raw(raw.cast()) }))
 }

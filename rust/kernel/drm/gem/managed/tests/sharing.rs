@@ -9,6 +9,7 @@ use crate::dma_buf::{
         Attachment,
         Importer, //
     },
+    software::SoftwareDevice,
     tests::dma_device, //
 };
 
@@ -28,7 +29,7 @@ impl Importer for Peer {
 }
 
 fn attach(
-    reg: &faux::Registration,
+    reg: &SoftwareDevice,
     dmabuf: &ARef<DmaBuf>,
     answer: AfterInvalidate,
 ) -> Result<(Attachment<Peer>, Arc<Count>)> {
@@ -42,13 +43,12 @@ fn attach(
     Ok((attachment, told))
 }
 
-fn bound(reg: &faux::Registration) -> &device::Device<Bound> {
-    let dev: &faux::Device<Bound> = reg.as_ref();
-    dev.as_ref()
+fn bound(reg: &SoftwareDevice) -> &device::Device<Bound> {
+    reg.as_ref()
 }
 
 /// Maps, and returns the page-frame numbers that the device was given.
-fn map(attachment: &Attachment<Peer>, reg: &faux::Registration) -> Result<KVec<usize>> {
+fn map(attachment: &Attachment<Peer>, reg: &SoftwareDevice) -> Result<KVec<usize>> {
     let guard = attachment.dmabuf().resv().lock();
     let dir = DataDirection::Bidirectional;
     attachment.map(bound(reg), guard.held(), dir, |table| {
@@ -246,7 +246,83 @@ mod suite {
         Ok(())
     }
 
-    /// An importer of the old kind cannot be told: the core pins for it.
+    /// Each mapping is another, and goes by itself; all are taken back together.
+    #[test]
+    fn map_twice() -> Result {
+        let parent = faux_device()?;
+        let rig = Rig::new(&parent)?;
+        let reg = dma_device()?;
+        let events = Events::new()?;
+        let dmabuf = export(&*rig.small(&events)?)?;
+        let (attachment, told) = attach(&reg, &dmabuf, AfterInvalidate::Unmap)?;
+        let dir = DataDirection::Bidirectional;
+        {
+            let guard = dmabuf.resv().lock();
+            assert_eq!(attachment.map_again(bound(&reg), guard.held(), dir)?, 1);
+            assert_eq!(attachment.map_again(bound(&reg), guard.held(), dir)?, 2);
+            assert_eq!(attachment.unmap_one(guard.held(), 2), Err(ENOENT));
+            attachment.unmap_one(guard.held(), 0)?;
+            assert_eq!((events.mapped.get(), events.unmapped.get()), (2, 1));
+            assert_eq!(attachment.map_again(bound(&reg), guard.held(), dir)?, 2);
+        }
+        invalidate(&dmabuf)?;
+        assert_eq!((told.get(), attachment.mappings()), (1, 0));
+        assert_eq!((events.mapped.get(), events.unmapped.get()), (3, 3));
+        Ok(())
+    }
+
+    /// Pins count, and those that are left go with the attachment.
+    #[test]
+    fn pins_are_counted() -> Result {
+        let parent = faux_device()?;
+        let rig = Rig::new(&parent)?;
+        let reg = dma_device()?;
+        let events = Events::new()?;
+        let dmabuf = export(&*rig.small(&events)?)?;
+        let (attachment, _) = attach(&reg, &dmabuf, AfterInvalidate::Unmap)?;
+        {
+            let guard = dmabuf.resv().lock();
+            assert_eq!(attachment.unpin(guard.held()), Err(EINVAL));
+            for _ in 0..3 {
+                attachment.pin(guard.held())?;
+            }
+            attachment.unpin(guard.held())?;
+        }
+        assert_eq!((events.pinned.get(), events.unpinned.get()), (3, 1));
+        drop(attachment);
+        assert_eq!((events.pinned.get(), events.unpinned.get()), (3, 3));
+        Ok(())
+    }
+
+    /// An importer of the old kind cannot be told, nor does it pin: the core does that for it.
+    #[test]
+    fn static_importer() -> Result {
+        let parent = faux_device()?;
+        let rig = Rig::new(&parent)?;
+        let reg = dma_device()?;
+        let events = Events::new()?;
+        let dmabuf = export(&*rig.small(&events)?)?;
+        let told = Arc::new(Count::new(), GFP_KERNEL)?;
+        let data = Peer {
+            told: told.clone(),
+            answer: AfterInvalidate::Later,
+        };
+        // SAFETY: The attachment is dropped before the device.
+        let attachment =
+            unsafe { Attachment::new_static(bound(&reg), dmabuf.clone(), Ok::<_, Error>(data))? };
+        assert_eq!((events.dynamic.get(), events.peers.get()), (0, 0));
+        assert!(!attachment.is_peer());
+        assert_eq!(attachment.pin(dmabuf.resv().lock().held()), Err(EINVAL));
+        map(&attachment, &reg)?;
+        assert_eq!((events.pinned.get(), events.mapped.get()), (1, 1));
+        invalidate(&dmabuf)?;
+        assert_eq!((told.get(), events.unmapped.get()), (0, 0));
+        attachment.unmap(dmabuf.resv().lock().held())?;
+        assert_eq!((events.unpinned.get(), events.unmapped.get()), (1, 1));
+        Ok(())
+    }
+
+    /// The C interface that other drivers use: the core pins.
     #[test]
     fn static_importer_pins() -> Result {
         let parent = faux_device()?;
