@@ -118,6 +118,11 @@ impl Build<'_> {
                 "drivers/net/p2pnic/Kconfig",
                 "CONFIG_P2PNIC=m\n",
             ),
+            (
+                "drivers/dma-buf/Kconfig",
+                "drivers/dma-buf/p2p_importer_test/Kconfig",
+                "CONFIG_P2P_IMPORTER_TEST=m\n",
+            ),
         ] {
             if fs::read_to_string(self.source.join(parent))?.contains(driver) {
                 text.push_str(line);

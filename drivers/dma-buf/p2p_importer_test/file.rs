@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Open files of `/dev/p2p_importer_test`: one importer each.
+
+use crate::{
+    importer::{
+        Answer,
+        Importer,
+        Kind, //
+    },
+    ioctl,
+    target::Target, //
+};
+use kernel::{
+    dma::DataDirection,
+    dma_buf::DmaBuf,
+    fs,
+    miscdevice::{
+        MiscDevice,
+        MiscDeviceRegistration, //
+    },
+    new_mutex,
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    time::msecs_to_jiffies,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    },
+    uapi, //
+};
+
+/// An open file and its importer, while it is attached.
+#[pin_data]
+pub(crate) struct OpenFile {
+    /// Taken for a moment only, but by who attaches: nobody else waits for what that waits for.
+    #[pin]
+    importer: Mutex<Option<Arc<Importer>>>,
+}
+
+#[vtable]
+impl MiscDevice for OpenFile {
+    type Ptr = Pin<KBox<Self>>;
+
+    fn open(_file: &fs::File, _misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+        KBox::try_pin_init(
+            try_pin_init!(Self {
+                importer <- new_mutex!(None, "p2p_importer_test::importer"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn release(this: Self::Ptr, _file: &fs::File) {
+        // There may be none.
+        let _ = this.detach();
+    }
+
+    fn ioctl(this: Pin<&Self>, _file: &fs::File, cmd: u32, arg: usize) -> Result<isize> {
+        let arg = UserPtr::from_addr(arg);
+        match cmd {
+            uapi::P2P_IMPORTER_IOCTL_ATTACH => this.attach(arg),
+            uapi::P2P_IMPORTER_IOCTL_DETACH => this.detach(),
+            uapi::P2P_IMPORTER_IOCTL_PIN => this.importer()?.pin(),
+            uapi::P2P_IMPORTER_IOCTL_UNPIN => this.importer()?.unpin(),
+            uapi::P2P_IMPORTER_IOCTL_MAP => map(&*this.importer()?, arg),
+            uapi::P2P_IMPORTER_IOCTL_UNMAP => unmap(&*this.importer()?, arg),
+            uapi::P2P_IMPORTER_IOCTL_RANGES => ranges(&*this.importer()?, arg),
+            uapi::P2P_IMPORTER_IOCTL_CYCLE => cycle(&*this.importer()?, arg),
+            uapi::P2P_IMPORTER_IOCTL_INFO => ioctl::write(arg, &this.importer()?.info()?),
+            uapi::P2P_IMPORTER_IOCTL_START_ACCESS => this.importer()?.start_access(),
+            _ => return Err(ENOTTY),
+        }?;
+        Ok(0)
+    }
+}
+
+impl OpenFile {
+    fn importer(&self) -> Result<Arc<Importer>> {
+        self.importer.lock().clone().ok_or(ENOTCONN)
+    }
+
+    fn attach(&self, arg: UserPtr) -> Result {
+        let args: ioctl::Attach = ioctl::read(arg)?;
+        let known = uapi::P2P_IMPORTER_PEER2PEER | uapi::P2P_IMPORTER_SOFTWARE;
+        let too_long = args.delay_ms > uapi::P2P_IMPORTER_MAX_DELAY_MS;
+        if args.pad != 0 || args.flags & !known != 0 || too_long {
+            return Err(EINVAL);
+        }
+        let kind = match args.kind {
+            uapi::P2P_IMPORTER_STATIC => Kind::Static,
+            uapi::P2P_IMPORTER_DYNAMIC => Kind::Dynamic,
+            uapi::P2P_IMPORTER_DEAF => Kind::Deaf,
+            _ => return Err(EINVAL),
+        };
+        let answer = match args.answer {
+            uapi::P2P_IMPORTER_UNMAP => Answer::Unmap,
+            uapi::P2P_IMPORTER_KEEP => Answer::Keep,
+            uapi::P2P_IMPORTER_UNMAP_LATER => Answer::UnmapLater,
+            uapi::P2P_IMPORTER_REMAP => Answer::Remap,
+            _ => return Err(EINVAL),
+        };
+        let peer = args.flags & uapi::P2P_IMPORTER_PEER2PEER != 0;
+        let late = matches!(answer, Answer::UnmapLater | Answer::Remap);
+        if (kind != Kind::Dynamic && answer != Answer::Unmap)
+            || (kind == Kind::Static && peer)
+            || (!late && args.delay_ms != 0)
+        {
+            return Err(EINVAL);
+        }
+        let dmabuf = DmaBuf::from_fd(args.fd)?;
+        let pci = [
+            args.pci_domain,
+            args.pci_bus,
+            args.pci_device,
+            args.pci_function,
+        ];
+        let target = if args.flags & uapi::P2P_IMPORTER_SOFTWARE == 0 {
+            let [domain, bus, device, function] = pci;
+            Target::pci(domain, bus, device, function)?
+        } else if pci == [0; 4] {
+            Target::software()?
+        } else {
+            return Err(EINVAL);
+        };
+
+        let mut slot = self.importer.lock();
+        if slot.is_some() {
+            return Err(EISCONN);
+        }
+        let importer = Importer::new(target, answer, msecs_to_jiffies(args.delay_ms))?;
+        importer.attach(kind, peer, dmabuf)?;
+        *slot = Some(importer);
+        Ok(())
+    }
+
+    fn detach(&self) -> Result {
+        let importer = self.importer.lock().take().ok_or(ENOTCONN)?;
+        importer.close();
+        Ok(())
+    }
+}
+
+fn direction(direction: u32) -> Result<DataDirection> {
+    match direction {
+        uapi::P2P_IMPORTER_BIDIRECTIONAL => Ok(DataDirection::Bidirectional),
+        uapi::P2P_IMPORTER_TO_DEVICE => Ok(DataDirection::ToDevice),
+        uapi::P2P_IMPORTER_FROM_DEVICE => Ok(DataDirection::FromDevice),
+        _ => Err(EINVAL),
+    }
+}
+
+fn map(importer: &Importer, arg: UserPtr) -> Result {
+    let mut args: ioctl::Map = ioctl::read(arg)?;
+    if args.pad != 0 {
+        return Err(EINVAL);
+    }
+    let (index, ranges) = importer.map(direction(args.direction)?)?;
+    args.index = u32::try_from(index)?;
+    args.ranges = u32::try_from(ranges)?;
+    // Not undone on an error: the mapping is there, and INFO counts it.
+    ioctl::write(arg, &args)
+}
+
+fn unmap(importer: &Importer, arg: UserPtr) -> Result {
+    let args: ioctl::Unmap = ioctl::read(arg)?;
+    if args.pad != 0 {
+        return Err(EINVAL);
+    }
+    importer.unmap(usize::try_from(args.index)?)
+}
+
+fn ranges(importer: &Importer, arg: UserPtr) -> Result {
+    let mut args: ioctl::Ranges = ioctl::read(arg)?;
+    if args.pad != 0 {
+        return Err(EINVAL);
+    }
+    let list = importer.ranges(usize::try_from(args.index)?)?;
+    let capacity = usize::try_from(args.capacity)?;
+    let space = list
+        .len()
+        .min(capacity)
+        .checked_mul(size_of::<ioctl::Range>())
+        .ok_or(EINVAL)?;
+    let out = UserPtr::from_addr(usize::try_from(args.ranges)?);
+    let mut out = UserSlice::new(out, space).writer();
+    for range in list.iter().take(capacity) {
+        out.write(range)?;
+    }
+    args.count = u32::try_from(list.len())?;
+    ioctl::write(arg, &args)
+}
+
+fn cycle(importer: &Importer, arg: UserPtr) -> Result {
+    let args: ioctl::Cycle = ioctl::read(arg)?;
+    let direction = direction(args.direction)?;
+    for _ in 0..args.count {
+        importer.cycle(direction)?;
+    }
+    Ok(())
+}
