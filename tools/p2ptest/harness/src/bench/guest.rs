@@ -9,12 +9,11 @@ use p2p_init::Status;
 
 use super::Figure;
 use crate::cargo;
-use crate::context::Context;
+use crate::context::{Context, Flavour};
 use crate::initrd::{self, BENCHMARK};
 use crate::kernel;
 use crate::qemu::Accel;
 use crate::session::{End, Parts, Session};
-use crate::test::MEMORY;
 
 /// Filling the allocators with a million pages takes a minute under TCG.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -24,16 +23,17 @@ const FIGURES: usize = 3 * 2 * 4;
 
 /// Boots a guest and loads the module in it.
 pub fn measure(ctx: &Context) -> Result<Vec<Figure>> {
-    let kernel = kernel::ensure(ctx)?;
+    let kernel = kernel::ensure(ctx, Flavour::Release)?;
     let programs = cargo::programs(ctx)?;
     let parts = Parts {
         ctx,
+        flavour: kernel.flavour,
         initrd: initrd::build(ctx, &kernel, &programs)?,
         accel: Accel::choose(ctx, &kernel.image)?,
         image: kernel.image,
         programs: &programs,
         // The allocators' own tables take 600 MiB.
-        memory: 2 * MEMORY,
+        memory: 2 * kernel.flavour.memory(),
     };
     eprintln!("p2ptest: benchmarks in a guest, which take some minutes");
     let mut session = Session::start(&parts, ctx.setup, "bench", "kunit.enable=0")?;
