@@ -14,6 +14,7 @@ use kernel::{
     dma::DataDirection,
     dma_buf::{
         fence::{
+            FenceMemory,
             Names,
             PendingFence,
             Timeline, //
@@ -301,7 +302,8 @@ impl Importer {
                 return Err(EBUSY);
             }
             let mut room = held.reserve_fences(1)?;
-            let fence = Timeline::<AccessNames>::new().fence()?;
+            let memory = FenceMemory::new(GFP_KERNEL)?;
+            let fence = Timeline::<AccessNames>::new().fence(memory);
             room.add(fence.fence(), Usage::Bookkeep)?;
             *access = Some(fence);
             Ok(())
