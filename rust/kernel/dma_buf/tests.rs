@@ -26,10 +26,7 @@ pub(crate) fn dma_device() -> Result<SoftwareDevice> {
 fn own_name() -> Result<CString> {
     static NEXT: Atomic<u32> = Atomic::new(0);
 
-    Ok(CString::try_from_fmt(fmt!(
-        "kunit-dma-buf-{}",
-        NEXT.fetch_add(1, Relaxed)
-    ))?)
+    CString::try_from_fmt(fmt!("kunit-dma-buf-{}", NEXT.fetch_add(1, Relaxed)))
 }
 
 #[macros::kunit_tests(rust_dma_buf_fence)]

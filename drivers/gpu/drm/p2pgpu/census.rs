@@ -116,7 +116,7 @@ impl Census {
     /// What the slots are used for, in their order.
     pub(crate) fn slots(&self) -> impl ExactSizeIterator<Item = Use> + '_ {
         self.slots.iter().map(|slot| match *slot {
-            Slot::Free { .. } | Slot::Taken => Use::Free,
+            Slot::Free | Slot::Taken => Use::Free,
             Slot::Idle { .. } => Use::Cpu,
             Slot::Peers {
                 class: Class::Lent, ..

@@ -175,7 +175,6 @@ impl Check {
                 let uapi = uapi_folder(&ctx.top);
                 let mut c = Command::new(ctx.workspace().join("checks/uapi-layout"));
                 c.arg(&uapi).arg(path.strip_prefix(&uapi).unwrap_or(path));
-                c.arg(structure_prefix(path));
                 c
             }
             Self::NoPanic(name) => {
@@ -193,15 +192,6 @@ impl Check {
 
 fn uapi_folder(top: &Path) -> PathBuf {
     top.join("include/uapi")
-}
-
-/// What the names of a uapi header's structures begin with: a DRM driver's have "drm_" in front.
-fn structure_prefix(header: &Path) -> String {
-    let stem = header.file_stem().unwrap_or_default().to_string_lossy();
-    match stem.strip_suffix("_drm") {
-        Some(driver) => format!("drm_{driver}_"),
-        None => format!("{stem}_"),
-    }
 }
 
 /// Runs the wanted checks.
