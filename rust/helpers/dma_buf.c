@@ -60,6 +60,16 @@ __rust_helper void rust_helper_get_dma_buf(struct dma_buf *dmabuf)
 	get_dma_buf(dmabuf);
 }
 
+__rust_helper bool rust_helper_device_trylock(struct device *dev)
+{
+	return device_trylock(dev);
+}
+
+__rust_helper void rust_helper_device_unlock(struct device *dev)
+{
+	device_unlock(dev);
+}
+
 __rust_helper bool rust_helper_use_dma_iommu(struct device *dev)
 {
 	return use_dma_iommu(dev);

@@ -20,7 +20,10 @@
 
 use crate::{
     bindings,
-    error::from_err_ptr,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
     prelude::*,
     sync::aref::{
         ARef,
@@ -39,6 +42,11 @@ pub mod software;
 
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) mod tests;
+
+/// A file descriptor, or a negative errno.
+fn to_result_fd(fd: i32) -> Result<i32> {
+    to_result(fd.min(0)).map(|()| fd)
+}
 
 /// A `struct dma_buf`.
 ///
@@ -90,6 +98,15 @@ impl DmaBuf {
 
     pub(crate) fn as_raw(&self) -> *mut bindings::dma_buf {
         self.0.get()
+    }
+
+    /// Gives the current process a file descriptor for the dma-buf, with `flags` of `O_CLOEXEC`.
+    pub fn into_fd(this: ARef<Self>, flags: i32) -> Result<i32> {
+        // SAFETY: `this` is valid.
+        let fd = to_result_fd(unsafe { bindings::dma_buf_fd(this.as_raw(), flags) })?;
+        // The descriptor has the reference now.
+        let _ = ARef::into_raw(this);
+        Ok(fd)
     }
 
     /// Size in bytes; it never changes.

@@ -322,6 +322,39 @@ struct drm_p2pgpu_gem_checksum {
 	__u8 digest[P2PGPU_DIGEST_SIZE];
 };
 
+/* The values are those of the access mode and of O_CLOEXEC in open(2). */
+#define P2PGPU_EXPORT_RDWR		0x00000002
+#define P2PGPU_EXPORT_CLOEXEC		0x00080000
+
+/**
+ * struct drm_p2pgpu_gem_export_range - export a range of an object
+ *
+ * Makes a dma-buf of its own, which shows the range only. Importers of ranges
+ * and of the whole object share the slots of the pages that they share, and are
+ * invalidated together. A reservation is one of the whole object.
+ *
+ * The file descriptor cannot be imported by PRIME into a device of this driver
+ * (EINVAL from the PRIME ioctl).
+ *
+ * EINVAL: the range is empty, not of whole pages or past the end of the object;
+ * unknown flag. ENOENT: no such handle. EPERM: the object is not flagged
+ * P2PGPU_PEER_EXPORTABLE. EMFILE: no file descriptor is left.
+ */
+struct drm_p2pgpu_gem_export_range {
+	/** @handle: in */
+	__u32 handle;
+	/** @flags: in: any of P2PGPU_EXPORT_* */
+	__u32 flags;
+	/** @offset: in: bytes, a multiple of the slot size */
+	__u64 offset;
+	/** @size: in: bytes, a multiple of the slot size */
+	__u64 size;
+	/** @fd: out: the dma-buf */
+	__s32 fd;
+	/** @pad: 0 */
+	__u32 pad;
+};
+
 #define DRM_P2PGPU_GETPARAM		0x00
 #define DRM_P2PGPU_GEM_CREATE		0x01
 #define DRM_P2PGPU_GEM_MMAP_OFFSET	0x02
@@ -331,6 +364,7 @@ struct drm_p2pgpu_gem_checksum {
 #define DRM_P2PGPU_GEM_MOVE		0x06
 #define DRM_P2PGPU_GEM_COPY		0x07
 #define DRM_P2PGPU_GEM_CHECKSUM		0x08
+#define DRM_P2PGPU_GEM_EXPORT_RANGE	0x09
 
 /* An enum, so that Rust's bindgen evaluates the values. */
 enum {
@@ -352,6 +386,8 @@ enum {
 					     struct drm_p2pgpu_gem_copy),
 	DRM_IOCTL_P2PGPU_GEM_CHECKSUM = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GEM_CHECKSUM,
 						 struct drm_p2pgpu_gem_checksum),
+	DRM_IOCTL_P2PGPU_GEM_EXPORT_RANGE = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GEM_EXPORT_RANGE,
+						     struct drm_p2pgpu_gem_export_range),
 };
 
 #if defined(__cplusplus)

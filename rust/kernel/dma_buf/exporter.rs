@@ -35,6 +35,7 @@ use crate::{
 use core::{
     ffi::c_void,
     marker::PhantomData,
+    ops::Range,
     ptr::NonNull, //
 };
 
@@ -124,6 +125,16 @@ impl ImporterInfo<'_> {
         unsafe { Device::from_raw(self.raw().dev) }
     }
 
+    /// The name of the importing device's driver, if it has one.
+    pub fn driver_name(&self) -> Option<&CStr> {
+        // SAFETY: The device is valid. An importer detaches before its driver is unbound from the
+        // device: the driver that is there is there for as long as the attachment.
+        unsafe {
+            let driver = (*self.raw().dev).driver;
+            (!driver.is_null()).then(|| CStr::from_char_ptr((*driver).name))
+        }
+    }
+
     /// Whether the importer can use addresses of memory without `struct page`.
     pub fn is_peer(&self) -> bool {
         self.raw().peer2peer
@@ -186,10 +197,17 @@ impl ImporterInfo<'_> {
         Ok(Table(Backing::Bar(table), PhantomData))
     }
 
-    /// Maps system pages for the importer, and keeps them until it unmaps. Called from
-    /// [`Exporter::map`].
-    pub fn map_pages<'a>(&'a self, pages: Arc<Pages>, dir: DataDirection) -> Result<Table<'a>> {
-        let table = pages.map_table(self.device(), dir)?;
+    /// Maps the system pages `range` of `pages` for the importer, and keeps them until it unmaps.
+    /// Called from [`Exporter::map`].
+    ///
+    /// `EINVAL`: the range is empty, or past the end.
+    pub fn map_pages<'a>(
+        &'a self,
+        pages: Arc<Pages>,
+        range: Range<usize>,
+        dir: DataDirection,
+    ) -> Result<Table<'a>> {
+        let table = pages.map_table(self.device(), range, dir)?;
         Ok(Table(
             Backing::Pages {
                 table,

@@ -18,7 +18,10 @@ use crate::{
     scatterlist::SGTable,
     sync::aref::ARef,
 };
-use core::ptr;
+use core::{
+    ops::Range,
+    ptr, //
+};
 
 /// A number of zeroed pages, accounted to the task that allocates them.
 pub struct Pages(KVVec<Page>);
@@ -64,16 +67,23 @@ impl Pages {
         dir: DataDirection,
     ) -> Result<MappedPages<'a>> {
         Ok(MappedPages {
-            table: self.map_table(dev, dir)?,
+            table: self.map_table(dev, 0..self.count(), dir)?,
             _pages: self,
         })
     }
 
-    /// As [`Pages::map`], but leaves it to the caller to keep the pages and the device's driver
+    /// As [`Pages::map`] for some of the pages (`EINVAL`: none, or past the end), but leaves it to the caller to keep the pages and the device's driver
     /// bound until the table is dropped.
-    pub(super) fn map_table(&self, dev: &Device, dir: DataDirection) -> Result<KBox<PageTable>> {
-        let mut list = KVVec::with_capacity(self.0.len(), GFP_KERNEL)?;
-        for page in &self.0 {
+    pub(super) fn map_table(
+        &self,
+        dev: &Device,
+        range: Range<usize>,
+        dir: DataDirection,
+    ) -> Result<KBox<PageTable>> {
+        let pages = self.0.get(range).filter(|pages| !pages.is_empty());
+        let pages = pages.ok_or(EINVAL)?;
+        let mut list = KVVec::with_capacity(pages.len(), GFP_KERNEL)?;
+        for page in pages {
             list.push(page.as_ptr(), GFP_KERNEL)?;
         }
         let bytes = list.len().checked_mul(PAGE_SIZE).ok_or(EOVERFLOW)?;

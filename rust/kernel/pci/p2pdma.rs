@@ -112,19 +112,43 @@ impl<'a> Provider<'a> {
             _ => Route::None,
         }
     }
+}
 
-    /// How the device at a PCI address reaches the BAR; `None` if there is no such device.
+/// A PCI device that may be a peer.
+pub struct Peer(ARef<Device>);
+
+impl Peer {
+    /// The device at a PCI address; `None` if there is no such device.
     ///
     /// `EINVAL`: `device` is over 31, or `function` over 7.
-    pub fn route_to(
-        &self,
-        domain: u16,
-        bus: u8,
-        device: u8,
-        function: u8,
-    ) -> Result<Option<Route>> {
-        let peer = find(domain, bus, device, function)?;
-        Ok(peer.map(|peer| self.route((*peer).as_ref())))
+    pub fn find(domain: u16, bus: u8, device: u8, function: u8) -> Result<Option<Self>> {
+        Ok(find(domain, bus, device, function)?.map(Self))
+    }
+
+    /// The device.
+    pub fn device(&self) -> &device::Device {
+        (*self.0).as_ref()
+    }
+
+    /// Passes the name of the device's driver to `f`, if it has one.
+    ///
+    /// `EAGAIN`: the device is just being bound or unbound.
+    pub fn with_driver_name<R>(&self, f: impl FnOnce(Option<&CStr>) -> R) -> Result<R> {
+        let dev = self.device().as_raw();
+        // SAFETY: The device is valid. The lock is only tried: its holder may wait for the caller.
+        if !unsafe { bindings::device_trylock(dev) } {
+            return Err(EAGAIN);
+        }
+        // SAFETY: A device is not unbound from its driver while it is locked, and the name of a
+        // driver is a constant string.
+        let name = unsafe {
+            let driver = (*dev).driver;
+            (!driver.is_null()).then(|| CStr::from_char_ptr((*driver).name))
+        };
+        let result = f(name);
+        // SAFETY: We hold the lock.
+        unsafe { bindings::device_unlock(dev) };
+        Ok(result)
     }
 }
 

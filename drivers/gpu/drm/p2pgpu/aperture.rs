@@ -278,7 +278,7 @@ impl Aperture {
         let slots = &mut state.slots;
         if short != 0 {
             let mut others = slots.counts().lent;
-            for index in 0..pages.vram.count() {
+            for index in range {
                 let slot = slots.get(pages.vram.hint(index));
                 let own = holds(slot, pages.name(index)?) == Some(Class::Lent);
                 others = others.saturating_sub(own.into());

@@ -11,7 +11,16 @@ use crate::{
         self,
         Object, //
     },
+    limits::{
+        self,
+        LimitFile,
+        Pins, //
+    },
     migrate,
+    policy::{
+        Policy,
+        PolicyFile, //
+    },
     pressure::LastMap,
     refusal::Refusals,
     regs::{
@@ -96,6 +105,12 @@ pub(crate) struct DrmData {
     pub(crate) refusals: Refusals,
     /// What has happened so far.
     pub(crate) activity: Activity,
+    /// What importers pin, and may pin.
+    #[pin]
+    pub(crate) pins: Pins,
+    /// Which devices may be importers.
+    #[pin]
+    pub(crate) policy: Mutex<Policy>,
     /// Held while slots for a promise are found.
     #[pin]
     pub(crate) promising: Mutex<()>,
@@ -163,6 +178,20 @@ impl DrmData {
     pub(crate) fn for_each_attached(&self, mut each: impl FnMut(&ARef<Object>)) {
         for obj in &*self.attached.lock() {
             each(obj);
+        }
+    }
+
+    /// As [`DrmData::for_each_attached`], but `each` may sleep for long, and importers come and go
+    /// meanwhile: those that were there and stay are seen.
+    pub(crate) fn for_each_attached_unlocked(&self, mut each: impl FnMut(&Object)) {
+        // From the end: importers that detach meanwhile move others towards the start only.
+        let mut left = self.attached.lock().len();
+        while let Some(index) = left.checked_sub(1) {
+            left = index;
+            let obj = self.attached.lock().get(index).cloned();
+            if let Some(obj) = obj {
+                each(&obj);
+            }
         }
     }
 
@@ -249,10 +278,15 @@ impl<'drm> Gpu<'drm> {
 /// The PCI driver.
 pub(crate) struct P2pGpu;
 
+type Attribute<'bound, T> = Pin<KBox<device::attribute::File<'bound, T>>>;
+
 /// What belongs to the binding.
 pub(crate) struct BoundData<'bound> {
-    // Dropped first: its files use the device.
+    // Dropped first: these files use the device.
     _debugfs: DebugFiles,
+    _pin_limit: Attribute<'bound, LimitFile<limits::OfDevice>>,
+    _pin_limit_process: Attribute<'bound, LimitFile<limits::OfProcess>>,
+    _peer_policy: Attribute<'bound, PolicyFile>,
     registration: drm::Registration<'bound, DrmDriver>,
 }
 
@@ -340,6 +374,8 @@ impl pci::Driver for P2pGpu {
             turn: Atomic::new(0),
             refusals: Refusals::new(),
             activity: Activity::new(),
+            pins <- Pins::new(u32::try_from(slots)?),
+            policy <- new_mutex!(Policy::new(), "p2pgpu::driver::policy"),
             promising <- new_mutex!((), "p2pgpu::driver::promising"),
             leaving: Atomic::new(false),
             attached: KBox::pin_init(
@@ -353,8 +389,13 @@ impl pci::Driver for P2pGpu {
         // unbind.
         let registration = unsafe { drm::Registration::new(bound.as_ref(), drm, gpu, 0)? };
 
+        let dev: &'bound device::Device<device::Bound> = bound.as_ref();
+        let drm = || RegisteredRef::new(&registration);
         Ok(BoundData {
-            _debugfs: DebugFiles::new(bound, || RegisteredRef::new(&registration))?,
+            _debugfs: DebugFiles::new(bound, drm)?,
+            _pin_limit: device::attribute::File::new(dev, LimitFile::new(drm()))?,
+            _pin_limit_process: device::attribute::File::new(dev, LimitFile::new(drm()))?,
+            _peer_policy: device::attribute::File::new(dev, PolicyFile::new(drm()))?,
             registration,
         })
     }
@@ -364,18 +405,12 @@ impl pci::Driver for P2pGpu {
         let drm = this.registration.device();
         drm.leaving.store(true, Release);
 
-        // From the end: importers that detach meanwhile move others towards the start only.
-        let mut left = drm.attached.lock().len();
-        while let Some(index) = left.checked_sub(1) {
-            left = index;
-            let Some(obj) = drm.attached.lock().get(index).cloned() else {
-                continue;
-            };
+        drm.for_each_attached_unlocked(|obj| {
             let guard = obj.resv().lock();
-            if let Err(error) = migrate::invalidate(&obj, guard.held()) {
+            if let Err(error) = migrate::invalidate(obj, guard.held()) {
                 dev_err!(pdev, "an importer does not let go: {error:?}\n");
             }
-        }
+        });
         // The addresses that they hold are those of the BAR, which ends with the binding.
         let unmapped = read_poll_timeout(
             || Ok(drm.mappings.load(Acquire)),
@@ -416,5 +451,6 @@ impl drm::Driver for DrmDriver {
         (P2PGPU_GEM_MOVE, drm_p2pgpu_gem_move, ioctl::RENDER_ALLOW, File::gem_move),
         (P2PGPU_GEM_COPY, drm_p2pgpu_gem_copy, ioctl::RENDER_ALLOW, File::gem_copy),
         (P2PGPU_GEM_CHECKSUM, drm_p2pgpu_gem_checksum, ioctl::RENDER_ALLOW, File::gem_checksum),
+        (P2PGPU_GEM_EXPORT_RANGE, drm_p2pgpu_gem_export_range, ioctl::RENDER_ALLOW, File::gem_export_range),
     }
 }

@@ -22,6 +22,7 @@ use crate::{
         State, //
     },
     migrate,
+    policy::PciAddress,
     pressure::{
         self,
         Patience,
@@ -38,7 +39,10 @@ use crate::{
     },
     vram::VramPages, //
 };
-use core::ops::DerefMut;
+use core::ops::{
+    DerefMut,
+    Range, //
+};
 use kernel::{
     device,
     dma::DataDirection,
@@ -51,6 +55,14 @@ use kernel::{
         resv::Held,
         DmaBuf, //
     },
+    drm::gem::{
+        managed::{
+            self,
+            Window, //
+        },
+        BaseObject, //
+    },
+    page::PAGE_SIZE,
     pci::p2pdma::Route,
     prelude::*,
     sync::{
@@ -61,8 +73,16 @@ use kernel::{
         },
         Arc, //
     },
+    time::delay::fsleep,
     uapi, //
 };
+
+fn busy_is_no_space(error: Error) -> Error {
+    match error {
+        EBUSY => ENOSPC,
+        error => error,
+    }
+}
 
 /// What a mapping holds until its importer undoes it.
 pub(crate) enum Mapping {
@@ -73,13 +93,6 @@ pub(crate) enum Mapping {
     },
     /// Nothing: the pages stay with the table.
     System,
-}
-
-/// What is kept of an importer while it is attached.
-pub(crate) struct Attachment {
-    device: ARef<device::Device>,
-    /// Times that it pins the object.
-    pins: Atomic<u32>,
 }
 
 /// Whether the importer can be given slots.
@@ -108,6 +121,11 @@ fn check(obj: &Object, gpu: &Gpu<'_>, importer: &ImporterInfo<'_>) -> Result {
     if !flagged {
         return Err(refuse(obj, Reason::NotFlagged));
     }
+    let pci = PciAddress::of_name(importer.device().name());
+    let allowed = obj.dev().policy.lock().allows(pci, importer.driver_name());
+    if !allowed {
+        return Err(refuse(obj, Reason::Policy));
+    }
     if strict && kind == PlacementKind::Vram && !is_peer(gpu, importer) {
         return Err(refuse(obj, Reason::NoRoute));
     }
@@ -125,41 +143,52 @@ fn fall_back(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>) -> Result {
     Ok(())
 }
 
-impl Exporter for Bo {
-    type Source = Object;
-    type Attachment = Attachment;
-    type Mapping = Mapping;
+/// What is kept of an importer while it is attached.
+pub(crate) struct Attachment {
+    device: ARef<device::Device>,
+    /// Times that it pins the object.
+    pins: Atomic<u32>,
+    /// Names its dma-buf among those of the object.
+    dmabuf: u64,
+}
 
-    fn attach(obj: &Object, importer: &ImporterInfo<'_>) -> Result<Attachment> {
+/// What a dma-buf shows: an object, or some pages of it.
+struct View<'a> {
+    obj: &'a Object,
+    pages: Range<usize>,
+}
+
+impl<'a> View<'a> {
+    fn whole(obj: &'a Object) -> Self {
+        let pages = 0..obj.size() / PAGE_SIZE;
+        Self { obj, pages }
+    }
+
+    fn window(window: &'a Window<Bo>) -> Self {
+        Self {
+            obj: window.obj(),
+            pages: window.pages(),
+        }
+    }
+
+    fn attach(&self, importer: &ImporterInfo<'_>) -> Result<Attachment> {
+        let obj = self.obj;
         with_live_gpu(obj, |gpu| check(obj, gpu, importer))?;
-        {
-            let mut importers = obj.importers.lock();
-            importers
-                .devices
-                .push(importer.device().into(), GFP_KERNEL)?;
-            importers.dmabuf = Some(importer.dmabuf().into());
+        let device = importer.device();
+        let dmabuf = obj.importers.lock().add(importer.dmabuf(), device)?;
+        let attached = obj.dev().attached(obj);
+        if attached.is_err() {
+            detach(obj, dmabuf, device);
         }
-        if let Err(error) = obj.dev().attached(obj) {
-            detach(obj, importer.device());
-            return Err(error);
-        }
-        Ok(Attachment {
-            device: importer.device().into(),
+        attached.map(|()| Attachment {
+            device: device.into(),
             pins: Atomic::new(0),
+            dmabuf,
         })
     }
 
-    fn detach(obj: &Object, attachment: &Attachment) {
-        obj.dev().detached(obj);
-        detach(obj, &attachment.device);
-    }
-
-    fn pin(
-        obj: &Object,
-        importer: &ImporterInfo<'_>,
-        attachment: &Attachment,
-        held: Held<'_>,
-    ) -> Result {
+    fn pin(&self, importer: &ImporterInfo<'_>, data: &Attachment, held: Held<'_>) -> Result {
+        let obj = self.obj;
         with_live_gpu(obj, |gpu| {
             check(obj, gpu, importer)?;
             let count = obj.state.lock().pins.checked_add(1).ok_or(ENOSPC)?;
@@ -167,41 +196,25 @@ impl Exporter for Bo {
                 // The core takes EBUSY for a bug of ours.
                 fall_back(obj, gpu, held).map_err(busy_is_no_space)?;
             } else if obj.placement().kind() == PlacementKind::Vram {
-                let promised = obj.state.lock().is_promised();
-                if !promised {
-                    pressure::promise(obj).map_err(|_| refuse(obj, Reason::NoSlots))?;
-                }
+                pin_slots(obj)?;
             }
             obj.state.lock().pins = count;
-            attachment.pins.fetch_add(1, Relaxed);
+            data.pins.fetch_add(1, Relaxed);
             Ok(())
         })
     }
 
-    fn unpin(obj: &Object, attachment: &Attachment, _held: Held<'_>) {
-        attachment.pins.fetch_sub(1, Relaxed);
-        let lost = {
-            let mut state = obj.state.lock();
-            let promised = state.is_promised();
-            state.pins = state.pins.saturating_sub(1);
-            promised && !state.is_promised()
-        };
-        if lost {
-            // It fails only for a size that no object has.
-            let _ = pressure::unpromise(obj);
-        }
-    }
-
-    fn map<'a>(
-        obj: &Object,
-        importer: &'a ImporterInfo<'a>,
-        attachment: &Attachment,
+    fn map<'i>(
+        &self,
+        importer: &'i ImporterInfo<'i>,
+        data: &Attachment,
         held: Held<'_>,
         dir: DataDirection,
-    ) -> Result<(Table<'a>, Mapping)> {
+    ) -> Result<(Table<'i>, Mapping)> {
+        let obj = self.obj;
         with_live_gpu(obj, |gpu| {
             check(obj, gpu, importer)?;
-            if attachment.pins.load(Relaxed) == 0 && !importer.can_be_invalidated() {
+            if data.pins.load(Relaxed) == 0 && !importer.can_be_invalidated() {
                 // It could neither be told to let go nor does it hold the object in place.
                 return Err(refuse(obj, Reason::Deaf));
             }
@@ -211,7 +224,7 @@ impl Exporter for Bo {
             }
             match obj.placement() {
                 Placement::Vram(vram) if is_peer(gpu, importer) => {
-                    match hold_slots(obj, gpu, &vram) {
+                    match self.hold_slots(gpu, &vram, held) {
                         Ok(slots) => {
                             return map_slots(obj, gpu, importer, (vram, slots), held, dir)
                         }
@@ -228,33 +241,178 @@ impl Exporter for Bo {
             let Placement::System(pages) = obj.placement() else {
                 return Err(EINVAL);
             };
-            let table = importer.map_pages(pages, dir)?;
+            let table = importer.map_pages(pages, self.pages.clone(), dir)?;
             mapped(obj).system_maps += 1;
             Ok((table, Mapping::System))
         })
     }
 
-    fn unmap(obj: &Object, _: &Attachment, _held: Held<'_>, mapping: Mapping) {
-        {
-            let mut state = obj.state.lock();
-            state.mappings = state.mappings.saturating_sub(1);
-            if let Mapping::Aperture { .. } = &mapping {
-                state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
+    /// Shows the pages in slots, which a peer holds then. If need be others are told to let go.
+    ///
+    /// `ENOSPC`: there are too few slots. An object that is promised slots always finds them.
+    fn hold_slots(&self, gpu: &Gpu<'_>, vram: &VramPages, held: Held<'_>) -> Result<KVVec<SlotId>> {
+        let obj = self.obj;
+        let class = match obj.state.lock().is_promised() {
+            true => Class::Promised,
+            false => Class::Lent,
+        };
+        let dev = obj.dev();
+        let named = gem::named(obj, vram)?;
+        // Windows of one object take each other's slots in turns, as they are used in turns.
+        let own = (self.pages.len() != vram.count()).then_some(held);
+        let mut patience = match own {
+            Some(_) => WINDOW_PATIENCE,
+            None => 0,
+        };
+        let mut victims = Victims::new(obj, own, Patience::Grace);
+        loop {
+            match dev.aperture.map(dev, gpu, named, self.pages.clone(), class) {
+                Ok(slots) => return Ok(slots),
+                Err(NotShown::Failed(error)) => return Err(error),
+                Err(NotShown::Lent) => {}
+            }
+            match victims.tell_next() {
+                Told::One => {}
+                Told::Wait(time) if patience != 0 => {
+                    patience -= 1;
+                    fsleep(time);
+                    victims = Victims::new(obj, own, Patience::Grace);
+                }
+                Told::Nobody | Told::Wait(_) => return Err(ENOSPC),
             }
         }
-        if let Mapping::Aperture { slots, .. } = &mapping {
-            unhold(obj, slots);
-            obj.dev().activity.peer_unmaps.up();
-        }
-        obj.dev().mapping_count(-1);
     }
 }
 
-fn busy_is_no_space(error: Error) -> Error {
-    match error {
-        EBUSY => ENOSPC,
-        error => error,
+/// Times that a window waits until the peers of others may be told to let go.
+const WINDOW_PATIENCE: u32 = 4;
+
+/// Promises the slots of an object that is to be pinned in VRAM, unless it is already.
+fn pin_slots(obj: &Object) -> Result {
+    let (owner, pinned, promised) = {
+        let state = obj.state.lock();
+        let pinned = state.is_pinned_in_vram();
+        (state.owner.clone(), pinned, state.is_promised())
+    };
+    if pinned {
+        return Ok(());
     }
+    let (pins, slots) = (&obj.dev().pins, gem::page_count(obj)?);
+    pins.add(owner.clone(), slots)
+        .map_err(|error| match error {
+            ENOSPC => refuse(obj, Reason::PinLimit),
+            error => error,
+        })?;
+    if !promised {
+        pressure::promise(obj).map_err(|_| {
+            pins.remove(&owner, slots);
+            refuse(obj, Reason::NoSlots)
+        })?;
+    }
+    Ok(())
+}
+
+/// Undoes one pin.
+fn unpin(obj: &Object, data: &Attachment) {
+    data.pins.fetch_sub(1, Relaxed);
+    let (pinned, lost, owner) = {
+        let mut state = obj.state.lock();
+        let (pinned, promised) = (state.is_pinned_in_vram(), state.is_promised());
+        state.pins = state.pins.saturating_sub(1);
+        (
+            pinned && !state.is_pinned_in_vram(),
+            promised && !state.is_promised(),
+            state.owner.clone(),
+        )
+    };
+    // These fail only for a size that no object has.
+    if let (true, Ok(slots)) = (pinned, gem::page_count(obj)) {
+        obj.dev().pins.remove(&owner, slots);
+    }
+    if lost {
+        let _ = pressure::unpromise(obj);
+    }
+}
+
+/// Undoes a mapping.
+fn unmap(obj: &Object, mapping: Mapping) {
+    {
+        let mut state = obj.state.lock();
+        state.mappings = state.mappings.saturating_sub(1);
+        if let Mapping::Aperture { .. } = &mapping {
+            state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
+        }
+    }
+    if let Mapping::Aperture { slots, .. } = &mapping {
+        unhold(obj, slots);
+        obj.dev().activity.peer_unmaps.up();
+    }
+    obj.dev().mapping_count(-1);
+}
+
+macro_rules! exporter {
+    ($exporter:ty, $source:ty, $view:expr, $obj:expr) => {
+        impl Exporter for $exporter {
+            type Source = $source;
+            type Attachment = Attachment;
+            type Mapping = Mapping;
+
+            fn attach(source: &$source, importer: &ImporterInfo<'_>) -> Result<Attachment> {
+                ($view)(source).attach(importer)
+            }
+
+            fn detach(source: &$source, data: &Attachment) {
+                let obj: &Object = ($obj)(source);
+                obj.dev().detached(obj);
+                detach(obj, data.dmabuf, &data.device);
+            }
+
+            fn pin(
+                source: &$source,
+                importer: &ImporterInfo<'_>,
+                data: &Attachment,
+                held: Held<'_>,
+            ) -> Result {
+                ($view)(source).pin(importer, data, held)
+            }
+
+            fn unpin(source: &$source, data: &Attachment, _held: Held<'_>) {
+                unpin(($obj)(source), data);
+            }
+
+            fn map<'a>(
+                source: &$source,
+                importer: &'a ImporterInfo<'a>,
+                data: &Attachment,
+                held: Held<'_>,
+                dir: DataDirection,
+            ) -> Result<(Table<'a>, Mapping)> {
+                ($view)(source).map(importer, data, held, dir)
+            }
+
+            fn unmap(source: &$source, _data: &Attachment, _held: Held<'_>, mapping: Mapping) {
+                unmap(($obj)(source), mapping);
+            }
+        }
+    };
+}
+
+exporter!(Bo, Object, View::whole, core::convert::identity);
+
+/// Exports pages of an object.
+pub(crate) struct BoWindow;
+
+exporter!(BoWindow, Window<Bo>, View::window, Window::obj);
+
+/// A dma-buf of the bytes `range` of the object, whole pages; `flags` are those of its file.
+pub(crate) fn export_range(obj: &Object, range: Range<u64>, flags: i32) -> Result<ARef<DmaBuf>> {
+    <Bo as managed::Backing>::export(obj)?;
+    let page = u64::try_from(PAGE_SIZE)?;
+    if !range.start.is_multiple_of(page) || !range.end.is_multiple_of(page) {
+        return Err(EINVAL);
+    }
+    let pages = usize::try_from(range.start / page)?..usize::try_from(range.end / page)?;
+    Window::export::<BoWindow>(obj, pages, flags)
 }
 
 /// Counts a mapping that an importer is given.
@@ -263,30 +421,6 @@ fn mapped(obj: &Object) -> impl DerefMut<Target = State> + '_ {
     let mut state = obj.state.lock();
     state.mappings += 1;
     state
-}
-
-/// Shows the object in slots, which a peer holds then. If need be others are told to let go.
-///
-/// `ENOSPC`: there are too few slots. An object that is promised slots always finds them.
-fn hold_slots(obj: &Object, gpu: &Gpu<'_>, vram: &VramPages) -> Result<KVVec<SlotId>> {
-    let class = match obj.state.lock().is_promised() {
-        true => Class::Promised,
-        false => Class::Lent,
-    };
-    let dev = obj.dev();
-    let pages = gem::named(obj, vram)?;
-    let mut victims = Victims::new(obj, None, Patience::Grace);
-    loop {
-        match dev.aperture.map(dev, gpu, pages, 0..vram.count(), class) {
-            Ok(slots) => return Ok(slots),
-            Err(NotShown::Failed(error)) => return Err(error),
-            Err(NotShown::Lent) => {}
-        }
-        match victims.tell_next() {
-            Told::One => {}
-            Told::Nobody | Told::Wait(_) => return Err(ENOSPC),
-        }
-    }
 }
 
 /// Maps slots that are held for the importer, or lets go of them.
@@ -321,20 +455,8 @@ fn unhold(obj: &Object, slots: &[SlotId]) {
     gem::report_lost_slots(released);
 }
 
-/// Forgets one importer, which is a device's, and the dma-buf with the last.
-fn detach(obj: &Object, device: &device::Device) {
-    let (gone, last) = {
-        let mut importers = obj.importers.lock();
-        let place = importers
-            .devices
-            .iter()
-            .position(|other| core::ptr::eq(&**other, device));
-        let gone = place.and_then(|index| importers.devices.remove(index).ok());
-        let last: Option<ARef<DmaBuf>> = match importers.devices.is_empty() {
-            true => importers.dmabuf.take(),
-            false => None,
-        };
-        (gone, last)
-    };
-    drop((gone, last));
+/// Forgets one importer, and its dma-buf with the last.
+fn detach(obj: &Object, dmabuf: u64, device: &device::Device) {
+    let last = obj.importers.lock().remove(dmabuf, device);
+    drop(last);
 }

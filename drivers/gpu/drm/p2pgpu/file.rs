@@ -9,6 +9,7 @@ use crate::{
         Gpu, //
     },
     engine,
+    export,
     gem::{
         self,
         Object,
@@ -20,6 +21,7 @@ use crate::{
 };
 use kernel::{
     dma::DataDirection,
+    dma_buf::DmaBuf,
     drm::{
         self,
         gem::{
@@ -133,7 +135,7 @@ impl File {
             Placement::Vram(vram) => dev.aperture.usage(gem::named(&obj, vram)?)?,
             Placement::System(_) => (0, 0),
         };
-        let importers = u32::try_from(obj.importers.lock().devices.len())?;
+        let importers = obj.importers.lock().count();
         let state = obj.state.lock();
         *args = uapi::drm_p2pgpu_gem_info {
             size: u64::try_from(obj.size())?,
@@ -187,6 +189,23 @@ impl File {
         let obj = gem::lookup(file, args.handle)?;
         let guard = obj.resv().lock_interruptible()?;
         migrate::migrate(&obj, gpu, guard.held(), kind)?;
+        Ok(0)
+    }
+
+    pub(crate) fn gem_export_range(
+        _dev: &DrmDevice<Registered>,
+        _gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_gem_export_range,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        must_be_zero(args.pad)?;
+        if args.flags & !(uapi::P2PGPU_EXPORT_CLOEXEC | uapi::P2PGPU_EXPORT_RDWR) != 0 {
+            return Err(EINVAL);
+        }
+        let flags = i32::try_from(args.flags)?;
+        let obj = gem::lookup(file, args.handle)?;
+        let range = gem::byte_range(&obj, args.offset, args.size)?;
+        args.fd = DmaBuf::into_fd(export::export_range(&obj, range, flags)?, flags)?;
         Ok(0)
     }
 

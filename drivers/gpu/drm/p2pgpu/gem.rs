@@ -65,6 +65,7 @@ use kernel::{
         Arc,
         Mutex, //
     },
+    task::Task,
     time::{
         delay::fsleep,
         Delta, //
@@ -189,6 +190,8 @@ pub(crate) struct State {
     pub(crate) placement: Placement,
     /// `P2PGPU_PEER_*`.
     pub(crate) peer_flags: u32,
+    /// The process that made it exportable: what importers pin counts for it.
+    pub(crate) owner: Option<ARef<Task>>,
     /// Importers that pin the object where it is.
     pub(crate) pins: u32,
     /// Mappings that importers hold.
@@ -228,11 +231,79 @@ impl State {
 /// The importers that are attached to an object.
 #[derive(Default)]
 pub(crate) struct Importers {
-    /// Their devices, one for each attachment.
+    /// The dma-bufs of the object that have importers: that of the whole, and those of ranges. The
+    /// core forgets that of an object that has lost its last handle, but importers still have to
+    /// be told.
+    dmabufs: KVec<Imported>,
+    last_id: u64,
+    /// The devices of the importers, one for each attachment.
     pub(crate) devices: KVec<ARef<device::Device>>,
-    /// Set while there is one: the core forgets the dma-buf of an object that has lost its last
-    /// handle, but importers still have to be told.
-    pub(crate) dmabuf: Option<ARef<DmaBuf>>,
+}
+
+struct Imported {
+    /// Names the dma-buf, in the order of their coming.
+    id: u64,
+    dmabuf: ARef<DmaBuf>,
+    /// How many importers are attached to it.
+    count: u32,
+}
+
+impl Importers {
+    /// How many there are.
+    pub(crate) fn count(&self) -> u32 {
+        self.dmabufs.iter().map(|imported| imported.count).sum()
+    }
+
+    /// Adds one, whose device `device` is attached to `dmabuf`, and returns what names that.
+    pub(crate) fn add(&mut self, dmabuf: &DmaBuf, device: &device::Device) -> Result<u64> {
+        self.devices.reserve(1, GFP_KERNEL)?;
+        let id = self.add_dmabuf(dmabuf)?;
+        self.devices.push(device.into(), GFP_KERNEL)?;
+        Ok(id)
+    }
+
+    fn add_dmabuf(&mut self, dmabuf: &DmaBuf) -> Result<u64> {
+        for imported in &mut self.dmabufs {
+            if core::ptr::eq(&*imported.dmabuf, dmabuf) {
+                imported.count = imported.count.checked_add(1).ok_or(EOVERFLOW)?;
+                return Ok(imported.id);
+            }
+        }
+        self.last_id += 1;
+        let imported = Imported {
+            id: self.last_id,
+            dmabuf: dmabuf.into(),
+            count: 1,
+        };
+        self.dmabufs.push(imported, GFP_KERNEL)?;
+        Ok(self.last_id)
+    }
+
+    /// Takes one away, whose device `device` was attached to dma-buf `id`, which is returned if it
+    /// was the last.
+    pub(crate) fn remove(&mut self, id: u64, device: &device::Device) -> Option<ARef<DmaBuf>> {
+        let place = self
+            .devices
+            .iter()
+            .position(|d| core::ptr::eq(&**d, device));
+        // Another attachment may keep the device.
+        let _device = place.and_then(|place| self.devices.remove(place).ok());
+        let index = self.dmabufs.iter().position(|imported| imported.id == id)?;
+        let imported = self.dmabufs.get_mut(index)?;
+        imported.count = imported.count.saturating_sub(1);
+        if imported.count != 0 {
+            return None;
+        }
+        let imported = self.dmabufs.remove(index).ok()?;
+        Some(imported.dmabuf)
+    }
+
+    /// The first dma-buf after `id`.
+    pub(crate) fn after(&self, id: u64) -> Option<(u64, ARef<DmaBuf>)> {
+        // They are in the order of their ids.
+        let next = self.dmabufs.iter().find(|imported| imported.id > id)?;
+        Some((next.id, next.dmabuf.clone()))
+    }
 }
 
 /// How a fault ended.
@@ -283,6 +354,7 @@ impl gem::DriverObject for Bo {
             state <- new_mutex!(State {
                 placement,
                 peer_flags: 0,
+                owner: None,
                 pins: 0,
                 mappings: 0,
                 aperture_mappings: 0,

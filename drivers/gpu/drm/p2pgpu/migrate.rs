@@ -19,17 +19,13 @@ use crate::{
 };
 use kernel::{
     dma::DataDirection,
-    dma_buf::{
-        resv::{
-            Held,
-            Usage, //
-        },
-        DmaBuf, //
+    dma_buf::resv::{
+        Held,
+        Usage, //
     },
     drm::gem::BaseObject,
     page::PAGE_SIZE,
     prelude::*,
-    sync::aref::ARef,
     time::msecs_to_jiffies, //
 };
 
@@ -40,10 +36,11 @@ const IMPORTERS_TIMEOUT_MS: u32 = 10_000;
 ///
 /// On return no access of an importer that was told is in flight. `EBUSY`: one does not let go.
 pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
-    let dmabuf: Option<ARef<DmaBuf>> = obj.importers.lock().dmabuf.clone();
-    let Some(dmabuf) = dmabuf else {
+    let next = |id| obj.importers.lock().after(id);
+    let mut dmabuf = next(0);
+    if dmabuf.is_none() {
         return Ok(());
-    };
+    }
     {
         let mut state = obj.state.lock();
         if state.mappings != 0 {
@@ -51,7 +48,11 @@ pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
             obj.dev().activity.invalidations.up();
         }
     }
-    dmabuf.invalidate(held)?;
+    // Who attaches meanwhile cannot map: that takes the lock.
+    while let Some((id, one)) = dmabuf {
+        one.invalidate(held)?;
+        dmabuf = next(id);
+    }
     held.resv()
         .wait(Usage::Bookkeep, msecs_to_jiffies(IMPORTERS_TIMEOUT_MS))
         .map_err(|_| EBUSY)

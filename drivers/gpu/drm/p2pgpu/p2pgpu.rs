@@ -6,7 +6,7 @@
 //! - [`regs`], [`ring`], [`engine`]: the hardware, from registers to copies.
 //! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
 //! - [`gem`], [`migrate`], [`export`], [`peer`]: objects, and who reaches them.
-//! - [`pressure`], [`refusal`]: who must let go, and who is refused.
+//! - [`pressure`], [`limits`], [`policy`], [`refusal`]: who must let go, and who is refused.
 //! - [`file`], [`debugfs`], [`census`], [`activity`]: what userspace sees.
 //!
 //! # Lock order
@@ -24,9 +24,11 @@ mod engine;
 mod export;
 mod file;
 mod gem;
+mod limits;
 mod memory;
 mod migrate;
 mod peer;
+mod policy;
 mod pressure;
 mod refusal;
 mod regs;

@@ -14,6 +14,7 @@ use crate::{
         State, //
     },
     migrate,
+    policy::PciAddress,
     pressure,
     refusal::{
         refuse,
@@ -21,7 +22,10 @@ use crate::{
     }, //
 };
 use kernel::{
-    pci::p2pdma::Route,
+    pci::p2pdma::{
+        Peer,
+        Route, //
+    },
     prelude::*,
     uapi, //
 };
@@ -66,7 +70,13 @@ pub(crate) fn set_flags(obj: &Object, flags: u32) -> Result {
             return Err(error);
         }
     }
-    obj.state.lock().peer_flags = flags;
+    {
+        let mut state = obj.state.lock();
+        state.peer_flags = flags;
+        if set & uapi::P2PGPU_PEER_EXPORTABLE != 0 {
+            state.owner = Some(current!().group_leader().into());
+        }
+    }
     if reserves {
         obj.dev().reserved_count(obj, true);
     }
@@ -91,10 +101,10 @@ pub(crate) fn query(
         u8::try_from(args.pci_function).map_err(|_| EINVAL)?,
     );
     let domain = u16::try_from(args.pci_domain).map_err(|_| ENXIO)?;
-    let route = gpu
-        .provider
-        .route_to(domain, bus, device, function)?
-        .ok_or(ENXIO)?;
+    let peer = Peer::find(domain, bus, device, function)?.ok_or(ENXIO)?;
+    let route = gpu.provider.route(peer.device());
+    let pci = PciAddress([domain, bus.into(), device.into(), function.into()]);
+    let allowed = peer.with_driver_name(|driver| dev.policy.lock().allows(Some(pci), driver))?;
 
     let pages = gem::page_count(obj)?;
     let total = u32::try_from(dev.aperture.total())?;
@@ -134,6 +144,8 @@ pub(crate) fn query(
     };
     args.verdict = if !flagged {
         uapi::P2PGPU_PEER_NOT_FLAGGED
+    } else if !allowed {
+        uapi::P2PGPU_PEER_DENIED
     } else if route == Route::None {
         uapi::P2PGPU_PEER_NO_ROUTE
     } else if promised {

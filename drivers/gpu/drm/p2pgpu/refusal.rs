@@ -38,12 +38,16 @@ macro_rules! reasons {
 reasons! {
     /// The object is not flagged exportable.
     NotFlagged, "not_flagged", EPERM;
+    /// The device's policy denies the importer.
+    Policy, "policy", EPERM;
     /// Peers may only read the object, and the importer would be able to write.
     ReadOnly, "read_only", EACCES;
     /// The object is strict, and the importer cannot be a peer.
     NoRoute, "no_route", EXDEV;
     /// The object is strict or is to be pinned, and there are too few slots.
     NoSlots, "no_slots", ENOSPC;
+    /// Importers pin as much as they may.
+    PinLimit, "pin_limit", ENOSPC;
     /// The slots for a reservation are promised to others.
     Reservation, "reservation", ENOSPC;
     /// The importer neither pins nor can be told to let go.

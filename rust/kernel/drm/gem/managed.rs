@@ -56,6 +56,9 @@ use super::{
 
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
+mod window;
+
+pub use self::window::Window;
 
 /// What a driver does for its managed objects, beside exporting them.
 pub trait Backing: DriverObject + Exporter<Source = Object<Self>> {

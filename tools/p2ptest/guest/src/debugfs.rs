@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the drivers show under debugfs: resources in use, counters, faults.
 //!
-//! `p2pgpu/<PCI address>/` has `resources`, `counters` and `faults`;
+//! `p2pgpu/<PCI address>/` has `resources`, `counters`, `refusals` and `faults`;
 //! `p2pnic/<PCI address>/` has `resources` and `counters`. A line is a name
 //! and a number; `faults` has a line `count N`, then one line an entry, which
 //! is shown once: reading takes it from the device's log.
@@ -78,6 +78,11 @@ impl Debugfs {
     /// The counters of a device.
     pub fn counters(&self, driver: &str, pci: PciAddress) -> io::Result<Numbers> {
         self.numbers(driver, pci, "counters")
+    }
+
+    /// How often peers of a GPU were refused, by reason.
+    pub fn refusals(&self, pci: PciAddress) -> io::Result<Numbers> {
+        self.numbers("p2pgpu", pci, "refusals")
     }
 
     /// The fault log of a GPU.

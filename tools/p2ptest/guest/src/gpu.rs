@@ -8,7 +8,8 @@ use crate::sys::uapi::*;
 use crate::{igt, must};
 use nix::errno::Errno;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// A structure that one ioctl of p2pgpu takes.
 ///
@@ -42,6 +43,7 @@ arguments! {
     drm_p2pgpu_gem_move = DRM_IOCTL_P2PGPU_GEM_MOVE,
     drm_p2pgpu_gem_copy = DRM_IOCTL_P2PGPU_GEM_COPY,
     drm_p2pgpu_gem_checksum = DRM_IOCTL_P2PGPU_GEM_CHECKSUM,
+    drm_p2pgpu_gem_export_range = DRM_IOCTL_P2PGPU_GEM_EXPORT_RANGE,
 }
 
 /// Where an object's bytes are.
@@ -343,6 +345,32 @@ impl<'g> Bo<'g> {
     #[track_caller]
     pub fn export(&self) -> OwnedFd {
         must(self.__export(), format_args!("PRIME export"))
+    }
+
+    /// `GEM_EXPORT_RANGE`.
+    pub fn __export_range(&self, offset: u64, size: u64, flags: u32) -> Result<OwnedFd, Errno> {
+        let mut arg = drm_p2pgpu_gem_export_range {
+            handle: self.handle,
+            flags,
+            offset,
+            size,
+            ..Default::default()
+        };
+        self.gpu.__ioctl(&mut arg)?;
+        // SAFETY: the kernel has just made it, for us alone.
+        Ok(unsafe { OwnedFd::from_raw_fd(arg.fd) })
+    }
+
+    /// `GEM_EXPORT_RANGE`, of whole pages.
+    #[track_caller]
+    pub fn export_range(&self, pages: Range<u64>) -> OwnedFd {
+        let page = self.gpu.page;
+        let (offset, size) = (pages.start * page, (pages.end - pages.start) * page);
+        let flags = P2PGPU_EXPORT_CLOEXEC | P2PGPU_EXPORT_RDWR;
+        must(
+            self.__export_range(offset, size, flags),
+            format_args!("GEM_EXPORT_RANGE {offset:#x}+{size:#x}"),
+        )
     }
 
     /// `PEER_QUERY` for the device at an address.

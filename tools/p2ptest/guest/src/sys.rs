@@ -75,6 +75,11 @@ mod tests {
                 size_of::<drm_p2pgpu_gem_checksum>(),
                 56,
             ),
+            (
+                DRM_IOCTL_P2PGPU_GEM_EXPORT_RANGE,
+                size_of::<drm_p2pgpu_gem_export_range>(),
+                32,
+            ),
             (P2PNIC_IOCTL_QUERY, size_of::<p2pnic_query>(), 96),
             (P2PNIC_IOCTL_REG_REGION, size_of::<p2pnic_reg_region>(), 32),
             (
@@ -115,6 +120,7 @@ mod tests {
             offset_of!(drm_p2pgpu_gem_info, invalidations),
             offset_of!(drm_p2pgpu_gem_copy, src_offset),
             offset_of!(drm_p2pgpu_gem_checksum, offset),
+            offset_of!(drm_p2pgpu_gem_export_range, offset),
             offset_of!(p2pnic_query, peer_read_bytes),
             offset_of!(p2pnic_reg_region, offset),
             offset_of!(p2pnic_region_info, maps),
@@ -135,6 +141,12 @@ mod tests {
         assert_eq!(offset_of!(p2pnic_poll, count), 24);
         assert_eq!(size_of::<p2pnic_completion>(), 24);
         assert_eq!(align_of::<drm_p2pgpu_gem_set_peer>(), 4);
+    }
+
+    #[test]
+    fn export_flags_are_those_of_open() {
+        let open = [nix::libc::O_RDWR, nix::libc::O_CLOEXEC].map(i32::cast_unsigned);
+        assert_eq!([P2PGPU_EXPORT_RDWR, P2PGPU_EXPORT_CLOEXEC], open);
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl Exporter for KunitObject {
     ) -> Result<(Table<'a>, i32)> {
         held.check(source.resv())?;
         source.events.map.check()?;
-        let table = importer.map_pages(source.pages.clone(), dir)?;
+        let table = importer.map_pages(source.pages.clone(), 0..source.pages.count(), dir)?;
         source.events.mapped.up();
         Ok((table, source.events.mapped.get()))
     }
