@@ -265,6 +265,7 @@ impl<'a> View<'a> {
             None => 0,
         };
         let mut victims = Victims::new(obj, own, Patience::Grace);
+        let mut last = false;
         loop {
             match dev.aperture.map(dev, gpu, named, self.pages.clone(), class) {
                 Ok(slots) => return Ok(slots),
@@ -278,6 +279,8 @@ impl<'a> View<'a> {
                     fsleep(time);
                     victims = Victims::new(obj, own, Patience::Grace);
                 }
+                // Somebody may just have let go.
+                Told::Nobody if !last => last = true,
                 Told::Nobody | Told::Wait(_) => return Err(ENOSPC),
             }
         }

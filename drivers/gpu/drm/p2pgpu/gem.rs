@@ -22,7 +22,8 @@ use crate::{
         LastMap,
         Patience,
         Told,
-        Victims, //
+        Victims,
+        CONTENTION, //
     },
     refusal::{
         refuse,
@@ -309,7 +310,7 @@ impl Importers {
 /// How a fault ended.
 enum Faulted {
     As(Outcome),
-    /// Peers that mapped a moment ago hold the slots: try again after this time.
+    /// Peers hold the slots that are to let go of them: try again after this time.
     NotYet(Delta),
 }
 
@@ -393,7 +394,8 @@ impl managed::Backing for Bo {
                         }
                         match victims.tell_next() {
                             Told::One => {}
-                            Told::Nobody => return Err(ENOSPC),
+                            // Those who hold them map or unmap at this moment, or unmap late.
+                            Told::Nobody => return Ok(Faulted::NotYet(CONTENTION)),
                             Told::Wait(time) => return Ok(Faulted::NotYet(time)),
                         }
                     })

@@ -35,10 +35,12 @@ use kernel::{
 
 /// Peers are not told to let go of what they mapped within this time.
 pub(crate) const GRACE: Delta = Delta::from_millis(20);
-/// Wait so long for a lock that was only tried.
-const CONTENTION: Delta = Delta::from_millis(1);
+/// Wait so long for a lock that was only tried, or for a mapping that is being made or undone.
+pub(crate) const CONTENTION: Delta = Delta::from_millis(1);
 /// Times that a promise waits for locks.
 const ROUNDS: usize = 100;
+/// Times that it waits for slots when nobody is left to be told.
+const LAST_ROUNDS: usize = 10;
 
 /// When an object was last mapped for a peer.
 #[derive(Clone, Copy)]
@@ -160,6 +162,7 @@ pub(crate) fn promise(obj: &Object) -> Result {
     // One at a time: two that take slots back for each other could both fail.
     let _promising = obj.dev().promising.lock();
     let claim = aperture.claim(gem::page_count(obj)?);
+    let mut last_rounds = 0;
     for _ in 0..ROUNDS {
         let mut victims = Victims::new(obj, None, Patience::None);
         loop {
@@ -170,6 +173,11 @@ pub(crate) fn promise(obj: &Object) -> Result {
             }
             match victims.tell_next() {
                 Told::One => {}
+                Told::Nobody if last_rounds < LAST_ROUNDS => {
+                    last_rounds += 1;
+                    fsleep(CONTENTION);
+                    break;
+                }
                 Told::Nobody => return Err(EBUSY),
                 Told::Wait(time) => {
                     fsleep(time);
