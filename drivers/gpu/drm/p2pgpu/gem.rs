@@ -350,7 +350,6 @@ impl gem::DriverObject for Bo {
     type Args = Placement;
 
     fn new(dev: &DrmDevice, _size: usize, placement: Placement) -> impl PinInit<Self, Error> {
-        dev.object_count(1);
         try_pin_init!(Self {
             state <- new_mutex!(State {
                 placement,
@@ -368,6 +367,11 @@ impl gem::DriverObject for Bo {
             }, "p2pgpu::gem::state"),
             importers <- new_mutex!(Importers::default(), "p2pgpu::gem::importers"),
         }? Error)
+        .pin_chain(|_| {
+            // An object without memory is none: `free` is not called for it.
+            dev.object_count(1);
+            Ok(())
+        })
     }
 }
 
