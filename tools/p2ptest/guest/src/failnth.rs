@@ -18,15 +18,31 @@ const DEBUGFS: &str = "/sys/kernel/debug";
 
 /// Allocations that may wait fail as well, and single pages; the kernel's log is
 /// not filled with each of them.
-const SETTINGS: [(&str, &str); 7] = [
+const SETTINGS: [(&str, &str); 9] = [
     ("failslab/ignore-gfp-wait", "N"),
     ("failslab/verbose", "0"),
+    ("failslab/stacktrace-depth", "32"),
     ("fail_page_alloc/ignore-gfp-wait", "N"),
     ("fail_page_alloc/ignore-gfp-highmem", "N"),
     ("fail_page_alloc/min-order", "0"),
     ("fail_page_alloc/verbose", "0"),
+    ("fail_page_alloc/stacktrace-depth", "32"),
     ("fail_usercopy/verbose", "0"),
 ];
+
+/// Beginning and end of the kernel's code that keeps DMA-API debugging's books: it
+/// stops for good when it gets no memory.
+const BOOKKEEPING: [&str; 2] = ["debug_dma_map_single", "debug_dma_free_pages"];
+
+/// What fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// Allocations, and copies from and to userspace.
+    All,
+    /// Allocations. For calls whose result the core of DRM copies to userspace: when
+    /// that fails, it forgets the handle or the descriptor that it has just made.
+    Allocations,
+}
 
 /// What a failed allocation or copy may end in.
 const CLEAN: [Errno; 2] = [Errno::ENOMEM, Errno::EFAULT];
@@ -53,20 +69,52 @@ pub struct Tried {
     pub absorbed: u32,
 }
 
+#[track_caller]
+fn configure(path: &str, value: &str) {
+    let path = Path::new(DEBUGFS).join(path);
+    if let Err(error) = fs::write(&path, value) {
+        panic!("{}: {error}", path.display());
+    }
+}
+
+/// The addresses of two functions of the kernel, in this order.
+#[track_caller]
+fn addresses(names: [&str; 2]) -> [u64; 2] {
+    let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    let found = names.map(|name| {
+        let mut lines = symbols.lines().map(|line| line.split(' '));
+        let line = lines.find(|line| line.clone().nth(2) == Some(name));
+        line.and_then(|mut line| u64::from_str_radix(line.next()?, 16).ok())
+    });
+    match found {
+        [Some(start), Some(end)] if start < end => [start, end],
+        _ => panic!("the kernel does not tell where {names:?} are: {found:x?}"),
+    }
+}
+
 impl FailNth {
     /// Skips the subtest where the kernel cannot make things fail.
     #[track_caller]
-    pub fn open() -> Self {
+    pub fn open(what: What) -> Self {
         igt::require(
             Path::new(FAIL_NTH).exists(),
             "needs a kernel with fault injection, as the debug kernel (DEBUG=1)",
         );
         for (path, value) in SETTINGS {
-            let path = Path::new(DEBUGFS).join(path);
-            if let Err(error) = fs::write(&path, value) {
-                panic!("{}: {error}", path.display());
-            }
+            configure(path, value);
         }
+        let [start, end] = addresses(BOOKKEEPING).map(|address| address.to_string());
+        for kind in ["failslab", "fail_page_alloc"] {
+            configure(&format!("{kind}/reject-start"), &start);
+            configure(&format!("{kind}/reject-end"), &end);
+        }
+        // Whoever calls, if all are rejected.
+        let all = match what {
+            What::All => 0,
+            What::Allocations => u64::MAX,
+        };
+        configure("fail_usercopy/stacktrace-depth", "1");
+        configure("fail_usercopy/reject-end", &all.to_string());
         match OpenOptions::new().read(true).write(true).open(FAIL_NTH) {
             Ok(file) => Self {
                 file,

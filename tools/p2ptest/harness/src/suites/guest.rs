@@ -29,8 +29,8 @@ const LIST_LIMIT: Duration = Duration::from_secs(30);
 /// Guests that do not come up one after another, before the rest is given up.
 const MAX_DEAD_BOOTS: usize = 2;
 /// What runs on the debug kernel in every run, in mapped mode: the programs that
-/// map, move and revoke most.
-const DEBUG_PART: [&str; 2] = ["p2p_export", "p2p_invalidate"];
+/// map, move and revoke most, and the one that needs it.
+const DEBUG_PART: [&str; 4] = ["p2p_export", "p2p_failnth", "p2p_invalidate", "p2p_remove"];
 /// IGT's exit codes.
 const EXIT_SKIP: i32 = 77;
 const EXIT_FAIL: i32 = 98;
