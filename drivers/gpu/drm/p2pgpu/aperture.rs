@@ -39,7 +39,13 @@ use kernel::{
     },
     new_mutex,
     prelude::*,
-    sync::Mutex, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Mutex, //
+    }, //
 };
 
 /// Pages that a CPU's fault shows at once, if slots can be had cheaply: an aligned group.
@@ -52,6 +58,9 @@ pub(crate) struct Aperture {
     /// of CPU mappings are installed: a slot that is taken has no CPU mapping.
     #[pin]
     state: Mutex<State>,
+    /// A flush did not complete: what its slots show is not known, so that nothing is shown any
+    /// more. Set under the lock of the slots, for as long as the device is bound.
+    broken: Atomic<bool>,
 }
 
 struct State {
@@ -127,7 +136,26 @@ impl Aperture {
                 },
                 "p2pgpu::aperture::state"
             ),
+            broken: Atomic::new(false),
         }? Error)
+    }
+
+    /// Whether slots can no longer be changed.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Relaxed)
+    }
+
+    /// Slots can no longer be changed. Under the lock of the slots.
+    pub(crate) fn set_broken(&self) {
+        self.broken.store(true, Relaxed);
+    }
+
+    /// `EIO`, if slots can no longer be changed. Under the lock of the slots.
+    pub(crate) fn check(&self) -> Result {
+        if self.is_broken() {
+            return Err(EIO);
+        }
+        Ok(())
     }
 
     /// Number of slots.
@@ -137,6 +165,9 @@ impl Aperture {
 
     /// Slots that can be lent now, without taking any from other peers.
     pub(crate) fn available(&self) -> u32 {
+        if self.is_broken() {
+            return 0;
+        }
         self.state.lock().available(Class::Lent)
     }
 
@@ -197,6 +228,7 @@ impl Aperture {
         let group = first..pages.vram.count().min(first + FAULT_GROUP);
         let mut missing = Group::new();
         let mut state = self.state.lock();
+        self.check()?;
         let takable = state.available(Class::Promised);
         let slots = &mut state.slots;
 
@@ -261,6 +293,7 @@ impl Aperture {
         let mut held = KVVec::with_capacity(range.len(), GFP_KERNEL)?;
         let mut missing = KVVec::new();
         let mut state = self.state.lock();
+        self.check()?;
 
         // Pages that no peer holds yet, shown or not.
         let mut fresh = 0u32;
@@ -326,7 +359,7 @@ impl Aperture {
     pub(crate) fn unmap(&self, gpu: Option<&Gpu<'_>>, held: &[SlotId]) -> Result {
         let mut state = self.state.lock();
         let slots = &mut state.slots;
-        let mut flush = Flush::new(gpu);
+        let mut flush = Flush::new(self, gpu);
         // An error keeps slots from being used again, but not their holders from letting go.
         let mut cleared = Ok(());
         for &slot in held {
@@ -348,7 +381,7 @@ impl Aperture {
     pub(crate) fn release(&self, gpu: Option<&Gpu<'_>>, pages: NamedPages<'_>) -> Result {
         let mut state = self.state.lock();
         let slots = &mut state.slots;
-        let mut flush = Flush::new(gpu);
+        let mut flush = Flush::new(self, gpu);
         let mut cleared = Ok(());
         for index in 0..pages.vram.count() {
             let slot = pages.vram.hint(index);
@@ -489,7 +522,7 @@ fn show(
     // The pages that lost a slot fault again, before it shows another.
     zap.finish();
 
-    let mut flush = Flush::new(Some(gpu));
+    let mut flush = Flush::new(&dev.aperture, Some(gpu));
     for &index in missing.iter().take(taken) {
         let pte = pages.vram.page(index).map(regs::pte);
         shown = shown.and(pte.and_then(|pte| flush.set(pages.vram.hint(index), pte)));

@@ -164,6 +164,7 @@ fn resources(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt:
         writeln!(f, "slots_promised {}", counts.promised)?;
         writeln!(f, "slots_reserved {}", dev.reserved())?;
         writeln!(f, "slots_claimed {}", dev.aperture.claimed())?;
+        writeln!(f, "aperture_broken {}", u8::from(dev.aperture.is_broken()))?;
         writeln!(f, "vram_used {}", dev.vram.size() - dev.vram.free())
     })
 }

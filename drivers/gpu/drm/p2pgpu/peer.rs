@@ -148,6 +148,8 @@ pub(crate) fn query(
         uapi::P2PGPU_PEER_DENIED
     } else if route == Route::None {
         uapi::P2PGPU_PEER_NO_ROUTE
+    } else if dev.aperture.is_broken() {
+        uapi::P2PGPU_PEER_NO_SLOTS
     } else if promised {
         args.flags |= uapi::P2PGPU_PEER_QUERY_HOLDS;
         uapi::P2PGPU_PEER_YES

@@ -127,6 +127,8 @@ register! {
 pub(crate) const ID_MAGIC: u32 = 0x4750_3250;
 /// Major version that this driver speaks.
 pub(crate) const VERSION_MAJOR: u32 = 1;
+/// What every register reads as when the device is off the bus.
+pub(crate) const ALL_ONES: u32 = u32::MAX;
 /// Value of [`RING_STATE`] when the ring is disabled.
 pub(crate) const RING_DISABLED: u32 = 0;
 

@@ -68,8 +68,17 @@ pub(crate) enum RingId {
 const RING_LOG2: u32 = 8;
 const RING_COMMANDS: u32 = 1 << RING_LOG2;
 
-/// Time after which a command is taken for lost.
-const COMMAND_TIMEOUT_MS: u32 = 20_000;
+impl RingId {
+    /// Time after which a command is taken for lost. A copy may be long and wait behind others; a
+    /// flush is short, and others wait for it with `mmap_lock` held.
+    const fn timeout_ms(self) -> u32 {
+        match self {
+            Self::Engine => 10_000,
+            Self::Aperture => 2_000,
+        }
+    }
+}
+
 /// Time after which completions are looked for without an interrupt, in case one was lost.
 const LOOK_MS: u32 = 100;
 /// Time after which a ring that was told to stop is taken for dead.
@@ -242,14 +251,27 @@ impl<'drm> Ring<'drm> {
         self.bar.try_write(at, control)
     }
 
-    /// Stops the ring; when this succeeds no DMA of it is in flight.
+    fn state(&self) -> Result<regs::RING_STATE> {
+        let at = regs::RING_STATE::try_at(self.id as usize).ok_or(EINVAL)?;
+        self.bar.try_read(at)
+    }
+
+    /// Whether the device is off the bus: then it neither answers nor does any DMA.
+    fn is_gone(&self) -> bool {
+        self.state()
+            .is_ok_and(|state| u32::from(state.state()) == regs::ALL_ONES)
+    }
+
+    /// Stops the ring; when this succeeds no DMA of it is in flight. `ENODEV`: the device is off
+    /// the bus.
     fn stop(&self) -> Result {
         self.enable(false)?;
-        let at = self.id as usize;
         read_poll_timeout(
             || {
-                self.bar
-                    .try_read(regs::RING_STATE::try_at(at).ok_or(EINVAL)?)
+                if self.is_gone() {
+                    return Err(ENODEV);
+                }
+                self.state()
             },
             |state| u32::from(state.state()) == regs::RING_DISABLED,
             Delta::from_micros(500),
@@ -259,8 +281,12 @@ impl<'drm> Ring<'drm> {
     }
 
     /// Keeps a device whose ring does not stop from the bus: its memory is going to be freed.
-    fn cut_off(&self) {
-        dev_err!(self.pdev, "a ring does not stop: the device is cut off\n");
+    fn cut_off(&self, error: Error) {
+        if error == ENODEV {
+            dev_err!(self.pdev, "the device is off the bus\n");
+        } else {
+            dev_err!(self.pdev, "a ring does not stop: the device is cut off\n");
+        }
         self.pdev
             .config_space()
             .update(regs::PCI_COMMAND, |command| command.with_bus_master(false));
@@ -334,10 +360,13 @@ impl<'drm> Ring<'drm> {
 
     /// Waits for a command, for as long as a command may take. `EIO`: it failed, or has not ended.
     fn ended(&self, fence: &Fence) -> Result {
-        for _ in 0..COMMAND_TIMEOUT_MS / LOOK_MS {
+        for _ in 0..self.id.timeout_ms() / LOOK_MS {
             match fence.wait(msecs_to_jiffies(LOOK_MS)) {
                 Err(error) if error == ETIMEDOUT => self.completions.update(),
                 ended => return ended,
+            }
+            if self.is_gone() {
+                break;
             }
         }
         fence.status().unwrap_or(Err(EIO))
@@ -361,9 +390,9 @@ impl<'drm> Ring<'drm> {
 
     /// Stops the ring, fails what is pending, and starts it empty.
     fn restart(&self, submission: &mut Submission) -> Result {
-        if self.stop().is_err() {
+        if let Err(error) = self.stop() {
             submission.dead = true;
-            self.cut_off();
+            self.cut_off(error);
         }
         {
             let mut pending = self.completions.pending.lock();
@@ -389,8 +418,8 @@ impl<'drm> Ring<'drm> {
 impl PinnedDrop for Ring<'_> {
     fn drop(self: Pin<&mut Self>) {
         // The memory of the ring is freed next.
-        if self.stop().is_err() {
-            self.cut_off();
+        if let Err(error) = self.stop() {
+            self.cut_off(error);
         }
         let mut pending = self.completions.pending.lock();
         pending.signal_to(u64::MAX, Err(ENODEV));

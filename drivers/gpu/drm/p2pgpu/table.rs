@@ -4,6 +4,7 @@
 
 use crate::{
     activity::Counter,
+    aperture::Aperture,
     driver::Gpu,
     regs::{
         self,
@@ -24,6 +25,7 @@ use kernel::{
 /// Needs no memory, so that slots can always be released. Used under the lock of the slots: what
 /// is taken when the lock is, was taken by its holder.
 pub(crate) struct Flush<'a, 'drm> {
+    aperture: &'a Aperture,
     /// Without hardware there are no translations.
     gpu: Option<&'a Gpu<'drm>>,
     /// The range that grows: first slot and number of slots.
@@ -33,8 +35,9 @@ pub(crate) struct Flush<'a, 'drm> {
 }
 
 impl<'a, 'drm> Flush<'a, 'drm> {
-    pub(crate) fn new(gpu: Option<&'a Gpu<'drm>>) -> Self {
+    pub(crate) fn new(aperture: &'a Aperture, gpu: Option<&'a Gpu<'drm>>) -> Self {
         Self {
+            aperture,
             gpu,
             run: None,
             count: 0,
@@ -46,6 +49,7 @@ impl<'a, 'drm> Flush<'a, 'drm> {
         let Some(gpu) = self.gpu else {
             return Ok(());
         };
+        self.aperture.check()?;
         gpu.table.set(slot, pte)?;
         match &mut self.run {
             Some((first, len)) if first.checked_add(*len) == Some(slot) => *len += 1,
@@ -80,7 +84,10 @@ impl<'a, 'drm> Flush<'a, 'drm> {
             gpu.aperture_ring.run(Operation::Flush, count, ranges)
         };
         // What the slots show must not be left open. The second time finds the ring restarted.
-        flush().or_else(|_| flush())
+        flush().or_else(|_| flush()).inspect_err(|_| {
+            self.aperture.set_broken();
+            dev_err!(gpu.dev(), "a flush fails: the aperture is not used any more\n");
+        })
     }
 
     /// Makes the changes take effect: one doorbell, unless they lie in more than 65,536 pieces.

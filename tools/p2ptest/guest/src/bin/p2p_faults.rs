@@ -1,12 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Tests of what the drivers do when a device fails: the host makes it fail.
+//! Who uses it is told, nothing is lost or leaked, and the next call works;
+//! but an aperture whose slots are not known any more waits for a rebind.
 
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use p2pguest::binding::{Unbound, gpu_is_there, wait_until};
+use p2pguest::debugfs::Debugfs;
 use p2pguest::gpu::{Gpu, Placement};
 use p2pguest::host;
-use p2pguest::igt::{self, Subtest};
+use p2pguest::igt::{self, Outcome, Subtest};
 use p2pguest::pattern::Pattern;
-use p2pguest::subtests;
-use serde_json::json;
+use p2pguest::rig::{Rig, request};
+use p2pguest::sys::uapi::*;
+use p2pguest::{refused, subtests};
+use serde_json::{Value, json};
 use std::process::ExitCode;
 
 const SUBTESTS: &[Subtest] = subtests![
@@ -14,10 +22,58 @@ const SUBTESTS: &[Subtest] = subtests![
     host_refuses_strange_requests,
     /// A command whose interrupt is lost is seen to be done all the same.
     lost_interrupt,
+    /// A command that comes late is waited for.
+    late_command,
+    /// A copy that fails is an error; the next one works.
+    errored_copy,
+    /// An object that cannot be cleared is not made, and leaves nothing behind.
+    errored_create,
+    /// An object whose move fails stays where it is, with its bytes.
+    errored_move,
+    /// A copy that never ends is given up; the next one works.
+    stalled_copy,
+    /// A flush that fails once is tried again.
+    errored_flush,
+    /// A flush that never ends is given up, and tried again.
+    stalled_flush,
+    /// When a flush fails twice the aperture is broken until the device is bound again.
+    errored_flushes_break_the_aperture,
+    /// When a flush never ends, twice, nobody waits for another one.
+    stalled_flushes_break_the_aperture,
+    /// A NIC whose interrupts are lost finishes its work.
+    nic_lost_interrupts,
+    /// A DMA that the NIC cannot do is a status of the request.
+    nic_dma_error,
 ];
 
 fn main() -> ExitCode {
     igt::main(SUBTESTS)
+}
+
+/// The rings of a GPU, as the model numbers them.
+const ENGINE: u32 = 0;
+const APERTURE: u32 = 1;
+
+/// Faults that GPU 0 is to show; those that are left are taken back when dropped.
+struct Injected;
+
+impl Injected {
+    #[track_caller]
+    fn new(what: &str, ring: u32, more: Value) -> Self {
+        let mut rule = json!({"cmd": "inject", "what": what, "ring": ring});
+        if let (Some(rule), Value::Object(more)) = (rule.as_object_mut(), more) {
+            rule.extend(more);
+        }
+        host::control("gpu0", rule);
+        Self
+    }
+}
+
+impl Drop for Injected {
+    fn drop(&mut self) {
+        // What stays shows in the tests that follow.
+        let _ = host::__control("gpu0", json!({"cmd": "clear"}));
+    }
 }
 
 fn host_refuses_strange_requests() {
@@ -39,14 +95,213 @@ fn host_refuses_strange_requests() {
     assert_eq!(status["status"], "running");
 }
 
+/// Copies and slots of GPU 0 work.
+#[track_caller]
+fn assert_works(gpu: &Gpu) {
+    let bo = gpu.create(2 * gpu.page, Placement::Vram);
+    let pattern = Pattern(11);
+    bo.fill(pattern);
+    assert_eq!(bo.map().load(8), pattern.word(1));
+    bo.assert_holds(pattern);
+}
+
 fn lost_interrupt() {
     let gpu = Gpu::open(0);
-    let bo = gpu.create(gpu.page, Placement::Vram);
-    host::control(
-        "gpu0",
-        json!({"cmd": "inject", "what": "drop-interrupt", "ring": 0, "count": 1}),
+    for ring in [ENGINE, APERTURE] {
+        let _injected = Injected::new("drop-interrupt", ring, json!({"count": 2}));
+        assert_works(&gpu);
+    }
+}
+
+fn late_command() {
+    let gpu = Gpu::open(0);
+    for ring in [ENGINE, APERTURE] {
+        let _injected = Injected::new("delay", ring, json!({"ms": 400, "count": 2}));
+        assert_works(&gpu);
+    }
+}
+
+/// Two objects of GPU 0 hold different bytes; a copy between them meets the
+/// fault and ends with EIO, and the next one works.
+#[track_caller]
+fn copy_fails_once(what: &str) {
+    let gpu = Gpu::open(0);
+    let size = gpu.page;
+    let (from, to) = (
+        gpu.create(size, Placement::Vram),
+        gpu.create(size, Placement::Vram),
     );
-    let pattern = Pattern(7);
-    bo.fill(pattern);
-    bo.assert_holds(pattern);
+    from.fill(Pattern(1));
+    to.fill(Pattern(2));
+    let injected = Injected::new(what, ENGINE, json!({}));
+    refused(from.__copy_to(&to, size), Errno::EIO);
+    drop(injected);
+    assert_eq!(from.__copy_to(&to, size), Ok(()));
+    to.assert_holds(Pattern(1));
+}
+
+fn errored_copy() {
+    copy_fails_once("error");
+}
+
+fn stalled_copy() {
+    copy_fails_once("stall");
+}
+
+fn errored_create() {
+    let gpu = Gpu::open(0);
+    let free = gpu.param(P2PGPU_PARAM_VRAM_FREE);
+    let _injected = Injected::new("error", ENGINE, json!({}));
+    refused(gpu.__create(1 << 20, Placement::Vram), Errno::EIO);
+    assert_eq!(gpu.param(P2PGPU_PARAM_VRAM_FREE), free);
+    assert_works(&gpu);
+}
+
+fn errored_move() {
+    let gpu = Gpu::open(0);
+    for from in Placement::ALL {
+        let bo = gpu.create(4 * gpu.page, from);
+        bo.fill(Pattern(3));
+        let map = bo.map();
+        assert_eq!(map.load(0), Pattern(3).word(0));
+        let free = gpu.param(P2PGPU_PARAM_VRAM_FREE);
+        let _injected = Injected::new("error", ENGINE, json!({}));
+        refused(bo.__move_to(from.other()), Errno::EIO);
+        assert_eq!(bo.info().placement, from as u32);
+        assert_eq!(gpu.param(P2PGPU_PARAM_VRAM_FREE), free);
+        assert_eq!(map.load(8), Pattern(3).word(1));
+        bo.move_to(from.other());
+        assert_eq!(map.load(16), Pattern(3).word(2));
+        bo.assert_holds(Pattern(3));
+    }
+}
+
+fn errored_flush() {
+    let gpu = Gpu::open(0);
+    let _injected = Injected::new("error", APERTURE, json!({}));
+    assert_works(&gpu);
+    assert_works(&gpu);
+}
+
+fn stalled_flush() {
+    let gpu = Gpu::open(0);
+    let _injected = Injected::new("stall", APERTURE, json!({}));
+    assert_works(&gpu);
+    assert_works(&gpu);
+}
+
+/// Stores that the driver has made to registers of GPU 0: each flush makes one.
+#[track_caller]
+fn register_writes() -> u64 {
+    let counters = host::control("gpu0", json!({"cmd": "counters"}));
+    let writes = &counters["counters"]["REG_WRITES"];
+    writes.as_u64().expect("the counter REG_WRITES")
+}
+
+/// Two flushes fail; then nothing goes through slots, and nobody tries, until
+/// the device is bound again.
+#[track_caller]
+fn flushes_break_the_aperture(what: &str) {
+    let rig = Rig::open();
+    let gpu = &rig.gpu[0];
+    let size = 4 * gpu.page;
+    let shown = gpu.create(size, Placement::Vram);
+    shown.fill(Pattern(4));
+    let map = shown.map();
+    assert_eq!(map.load(0), Pattern(4).word(0));
+    let bo = gpu.create(size, Placement::Vram);
+    bo.fill(Pattern(5));
+    let other = bo.map();
+
+    let injected = Injected::new(what, APERTURE, json!({"count": 2}));
+    let touch = || igt::fork(|| drop(other.load(0))).outcome();
+    assert_eq!(touch(), Outcome::Killed(Signal::SIGBUS));
+    drop(injected);
+    let resources = || Debugfs::default().resources("p2pgpu", gpu.pci());
+    assert_eq!(resources().expect("resources")["aperture_broken"], 1);
+
+    let writes = register_writes();
+    for _ in 0..10 {
+        assert_eq!(touch(), Outcome::Killed(Signal::SIGBUS));
+    }
+    assert_eq!(gpu.param(P2PGPU_PARAM_SLOTS_AVAILABLE), 0);
+    bo.set_exportable(true);
+    let verdict = bo.query(rig.nic[0].pci()).verdict;
+    assert_eq!(verdict, P2PGPU_PEER_NO_SLOTS);
+    let fd = bo.export();
+    assert_eq!(register_writes(), writes, "the broken aperture was used");
+
+    // A NIC is refused, and says so.
+    let region = rig.nic[0].register(&fd, 0, size);
+    let sink = rig.register(1, size, Placement::System);
+    let wire = rig.connect(4);
+    wire.start_write(&region, &sink.region);
+    wire.near.expect(P2PNIC_STATUS_REVOKED);
+    assert_eq!(region.info().last_error, Errno::EIO as u32);
+
+    // The engine needs no slots: the bytes are safe.
+    bo.assert_holds(Pattern(5));
+    bo.move_to(Placement::System);
+    assert_eq!(other.load(0), Pattern(5).word(0));
+    shown.move_to(Placement::System);
+    assert_eq!(map.load(8), Pattern(4).word(1));
+
+    let pci = gpu.pci();
+    drop((map, other, region, fd, bo, shown));
+    drop(Unbound::new("p2pgpu", pci));
+    wait_until("the GPU comes back", || gpu_is_there(pci));
+    assert_works(&Gpu::open(0));
+}
+
+fn errored_flushes_break_the_aperture() {
+    flushes_break_the_aperture("error");
+}
+
+fn stalled_flushes_break_the_aperture() {
+    flushes_break_the_aperture("stall");
+}
+
+/// NIC 0 is to show a fault this many times.
+#[track_caller]
+fn nic_shows(what: &str, count: u32) {
+    host::control(
+        "nic0",
+        json!({"cmd": "inject", "what": what, "count": count}),
+    );
+}
+
+fn nic_lost_interrupts() {
+    let rig = Rig::open();
+    let size = 4 * rig.gpu[0].page;
+    // All of them: answers, completions, and events.
+    nic_shows("drop-interrupt", 1000);
+    let source = rig.register(0, size, Placement::Vram);
+    let target = rig.register(1, size, Placement::Vram);
+    source.bo.fill(Pattern(6));
+    let wire = rig.connect(4);
+    wire.write(&source.region, &target.region);
+    source.bo.move_to(Placement::System);
+    source.bo.move_to(Placement::Vram);
+    wire.write(&source.region, &target.region);
+    nic_shows("drop-interrupt", 0);
+    target.bo.assert_holds(Pattern(6));
+}
+
+fn nic_dma_error() {
+    let rig = Rig::open();
+    let size = 4 * rig.gpu[0].page;
+    let source = rig.register(0, size, Placement::Vram);
+    let target = rig.register(1, size, Placement::Vram);
+    source.bo.fill(Pattern(7));
+    nic_shows("dma-error", 1);
+    let wire = rig.connect(4);
+    wire.start_write(&source.region, &target.region);
+    wire.near.expect(P2PNIC_STATUS_DMA_ERROR);
+    let all = (&source.region, 0);
+    let again = request(P2PNIC_OP_WRITE, all, (&target.region, 0), size);
+    wire.near.post_send(again);
+    wire.near.expect(P2PNIC_STATUS_FLUSHED);
+    drop(wire);
+    rig.connect(4).write(&source.region, &target.region);
+    target.bo.assert_holds(Pattern(7));
 }

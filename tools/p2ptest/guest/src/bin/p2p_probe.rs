@@ -3,8 +3,9 @@
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use p2pguest::binding::{Unbound, gpu_is_there, nics, wait_until};
 use p2pguest::debugfs::Debugfs;
-use p2pguest::drm::{self, PciAddress};
+use p2pguest::drm;
 use p2pguest::gpu::{Gpu, Placement};
 use p2pguest::igt::{self, Outcome, Subtest};
 use p2pguest::nic::Nic;
@@ -15,8 +16,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
-use std::{io, thread};
+use std::time::Duration;
 
 const SUBTESTS: &[Subtest] = subtests![
     /// Render nodes of p2pgpu are there, named by the driver and on PCI.
@@ -179,62 +179,6 @@ fn engine_counter_counts() {
     assert_eq!(from.__copy_to(&to, 1 << 20), Ok(()));
     let moved = bytes() - before;
     assert!(moved >= 1 << 20, "a copy of 1 MiB counted as {moved} bytes");
-}
-
-/// A device taken from its driver; given back when dropped, so that a test
-/// that fails in between does not fail those after it.
-struct Unbound {
-    driver: &'static str,
-    pci: PciAddress,
-}
-
-impl Unbound {
-    #[track_caller]
-    fn new(driver: &'static str, pci: PciAddress) -> Self {
-        let unbound = Self { driver, pci };
-        if let Err(error) = unbound.tell("unbind") {
-            panic!("{driver} could not be unbound from {pci}: {error}");
-        }
-        unbound
-    }
-
-    fn tell(&self, file: &str) -> io::Result<()> {
-        let folder = Path::new("/sys/bus/pci/drivers").join(self.driver);
-        fs::write(folder.join(file), self.pci.to_string())
-    }
-}
-
-impl Drop for Unbound {
-    fn drop(&mut self) {
-        // Who waits for the device afterwards says that it is not there.
-        if let Err(error) = self.tell("bind") {
-            println!(
-                "{} could not be bound to {}: {error}",
-                self.driver, self.pci
-            );
-        }
-    }
-}
-
-/// Waits until something is so: devtmpfs and sysfs follow a moment later.
-#[track_caller]
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "{what}: waited in vain"
-        );
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn gpu_is_there(pci: PciAddress) -> bool {
-    Gpu::nodes().is_ok_and(|nodes| nodes.iter().any(|node| node.pci == pci))
-}
-
-fn nics() -> usize {
-    Nic::paths().map_or(0, |paths| paths.len())
 }
 
 fn gpu_unbind_and_bind() {
