@@ -3,7 +3,7 @@
 # makes a toolchain folder and runs the harness in it; nothing else is needed
 # on the host than git, make and, on Debian, mmdebstrap.
 
-export T FILE P2PGPU_CACHE KERNEL_SOURCE ACCEL DEBUG MODE TOPOLOGY TIMEOUT_SCALE JOBS
+export T FILE P2PGPU_CACHE KERNEL_SOURCE ACCEL DEBUG MODE TOPOLOGY TIMEOUT_SCALE CYCLES JOBS
 
 RUN := tools/p2ptest/scripts/run
 

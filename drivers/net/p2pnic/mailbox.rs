@@ -323,8 +323,13 @@ impl Mailbox {
                 return Err(ETIMEDOUT);
             }
             // Not interruptible: the caller gives memory back, or must know what the device has.
-            if self.answered.wait(seen, Self::LOOK_MS) == Wake::Interrupted {
-                fsleep(Self::POLL_US);
+            match self.answered.wait(seen, Self::LOOK_MS) {
+                Wake::Raised => (),
+                Wake::Interrupted => fsleep(Self::POLL_US),
+                // A device that is off the bus never answers.
+                Wake::TimedOut => {
+                    self.status()?;
+                }
             }
         }
     }
@@ -356,6 +361,15 @@ impl Mailbox {
         }
     }
 
+    /// `ENODEV`: the device is off the bus.
+    fn status(&self) -> Result<regs::STATUS> {
+        let status = self.bar.try_access().ok_or(ENODEV)?.read(regs::STATUS);
+        if u32::from(status) == regs::ALL_ONES {
+            return Err(ENODEV);
+        }
+        Ok(status)
+    }
+
     /// Resets the device and waits until no DMA is in flight. `ETIMEDOUT`: there may be some.
     /// `ENODEV`: the device is off the bus.
     fn reset(&self) -> Result {
@@ -363,10 +377,7 @@ impl Mailbox {
         self.bar.try_access().ok_or(ENODEV)?.write_reg(control);
         let start = Instant::<Monotonic>::now();
         loop {
-            let status = self.bar.try_access().ok_or(ENODEV)?.read(regs::STATUS);
-            if u32::from(status) == regs::ALL_ONES {
-                return Err(ENODEV);
-            }
+            let status = self.status()?;
             if status.ready() && !status.resetting() {
                 return Ok(());
             }

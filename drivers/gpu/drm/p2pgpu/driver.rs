@@ -16,7 +16,6 @@ use crate::{
         LimitFile,
         Pins, //
     },
-    migrate,
     policy::{
         Policy,
         PolicyFile, //
@@ -27,6 +26,7 @@ use crate::{
         self,
         Bar, //
     },
+    removal,
     ring::{
         Handler,
         Ring,
@@ -77,8 +77,6 @@ use kernel::{
     }, //
 };
 
-/// Longest wait, at unbind, for importers that unmap later than they were told.
-const UNMAP_TIMEOUT: Delta = Delta::from_millis(10_000);
 /// Longest wait for a reset.
 const RESET_TIMEOUT: Delta = Delta::from_millis(10_000);
 
@@ -163,6 +161,16 @@ impl DrmData {
         }
     }
 
+    /// Mappings that importers hold.
+    pub(crate) fn mappings(&self) -> usize {
+        self.mappings.load(Acquire)
+    }
+
+    /// From now on importers are not given anything any more.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Release);
+    }
+
     /// Whether the device is being unbound.
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.load(Acquire)
@@ -193,6 +201,16 @@ impl DrmData {
                 each(&obj);
             }
         }
+    }
+
+    /// Attachments that exist.
+    pub(crate) fn attachments(&self) -> usize {
+        self.attached.lock().len()
+    }
+
+    /// The object of an attachment, which has lower numbers the more others have gone.
+    pub(crate) fn attached_at(&self, index: usize) -> Option<ARef<Object>> {
+        self.attached.lock().get(index).cloned()
     }
 
     /// An importer has detached from `obj`.
@@ -288,6 +306,7 @@ pub(crate) struct BoundData<'bound> {
     _pin_limit_process: Attribute<'bound, LimitFile<limits::OfProcess>>,
     _peer_policy: Attribute<'bound, PolicyFile>,
     registration: drm::Registration<'bound, DrmDriver>,
+    _entry: removal::Entry,
 }
 
 kernel::pci_device_table!(
@@ -384,6 +403,7 @@ impl pci::Driver for P2pGpu {
             )?,
         }? Error);
         let drm = drm::UnregisteredDevice::<DrmDriver>::new(pdev, data)?;
+        let entry = removal::Entry::new(bound, &drm)?;
         let gpu = Gpu::new(bound, bar, slots);
         // SAFETY: The registration is a field of the data of the binding, which is dropped at
         // unbind.
@@ -397,30 +417,13 @@ impl pci::Driver for P2pGpu {
             _pin_limit_process: device::attribute::File::new(dev, LimitFile::new(drm()))?,
             _peer_policy: device::attribute::File::new(dev, PolicyFile::new(drm()))?,
             registration,
+            _entry: entry,
         })
     }
 
     /// Takes back what importers have, while the hardware still answers.
     fn unbind<'bound>(pdev: &'bound pci::Device<device::Core<'_>>, this: Pin<&Self::Data<'bound>>) {
-        let drm = this.registration.device();
-        drm.leaving.store(true, Release);
-
-        drm.for_each_attached_unlocked(|obj| {
-            let guard = obj.resv().lock();
-            if let Err(error) = migrate::invalidate(obj, guard.held()) {
-                dev_err!(pdev, "an importer does not let go: {error:?}\n");
-            }
-        });
-        // The addresses that they hold are those of the BAR, which ends with the binding.
-        let unmapped = read_poll_timeout(
-            || Ok(drm.mappings.load(Acquire)),
-            |&mappings| mappings == 0,
-            Delta::from_millis(1),
-            UNMAP_TIMEOUT,
-        );
-        if unmapped.is_err() {
-            dev_err!(pdev, "importers keep mappings of a device that goes\n");
-        }
+        removal::revoke_importers(pdev, this.registration.device());
     }
 }
 

@@ -32,10 +32,8 @@ use kernel::{
 /// Longest wait for accesses of importers that were told to let go.
 const IMPORTERS_TIMEOUT_MS: u32 = 10_000;
 
-/// Takes back all mappings of importers. Under the object's reservation lock.
-///
-/// On return no access of an importer that was told is in flight. `EBUSY`: one does not let go.
-pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
+/// Tells all importers to let go of their mappings. Under the object's reservation lock.
+pub(crate) fn tell_importers(obj: &Object, held: Held<'_>) -> Result {
     let next = |id| obj.importers.lock().after(id);
     let mut dmabuf = next(0);
     if dmabuf.is_none() {
@@ -53,6 +51,14 @@ pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
         one.invalidate(held)?;
         dmabuf = next(id);
     }
+    Ok(())
+}
+
+/// Takes back all mappings of importers. Under the object's reservation lock.
+///
+/// On return no access of an importer that was told is in flight. `EBUSY`: one does not let go.
+pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
+    tell_importers(obj, held)?;
     held.resv()
         .wait(Usage::Bookkeep, msecs_to_jiffies(IMPORTERS_TIMEOUT_MS))
         .map_err(|_| EBUSY)

@@ -2,7 +2,8 @@
 
 //! DRM driver of a virtual GPU with a paged PCI aperture.
 //!
-//! - [`driver`]: probe and unbind; what belongs to a bound device and what to the DRM device.
+//! - [`driver`], [`removal`]: probe and unbind; what belongs to a bound device and what to the DRM
+//!   device; importers that do not let go.
 //! - [`regs`], [`ring`], [`engine`]: the hardware, from registers to copies.
 //! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
 //! - [`gem`], [`migrate`], [`export`], [`peer`]: objects, and who reaches them.
@@ -32,6 +33,7 @@ mod policy;
 mod pressure;
 mod refusal;
 mod regs;
+mod removal;
 mod ring;
 #[allow(dead_code, reason = "reservations use the promises")]
 mod slots;
@@ -51,16 +53,20 @@ struct Module {
     #[pin]
     _driver: Registration<pci::Adapter<driver::P2pGpu>>,
     _debugfs: debugfs::Root,
+    _devices: removal::Root,
 }
 
 impl InPlaceModule for Module {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         // SAFETY: This runs once, and the driver is registered after it.
         let debugfs = unsafe { debugfs::Root::new() };
+        // SAFETY: As above.
+        let devices = unsafe { removal::Root::new() };
 
         try_pin_init!(Self {
             _driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
             _debugfs: debugfs,
+            _devices: devices,
         })
     }
 }

@@ -29,6 +29,20 @@ pub const MODE_PARAMETER: &str = "p2p.mode";
 /// none. For test programs, which expect another route in each.
 pub const TOPOLOGY_PARAMETER: &str = "p2p.topology";
 
+/// Kernel parameter that says how often a test that repeats itself does.
+pub const CYCLES_PARAMETER: &str = "p2p.cycles";
+
+/// The number that a kernel command line gives [`CYCLES_PARAMETER`].
+pub fn cycles(command_line: &str) -> Option<u32> {
+    command_line
+        .split_whitespace()
+        .filter_map(|word| word.split_once('='))
+        .find(|(name, _)| *name == CYCLES_PARAMETER)?
+        .1
+        .parse()
+        .ok()
+}
+
 /// What /init does once the drivers are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -255,5 +269,7 @@ mod tests {
             Mode::Agent
         );
         assert_eq!(Mode::from_command_line(""), Mode::Agent);
+        assert_eq!(cycles("console=ttyS0 p2p.cycles=200\n"), Some(200));
+        assert_eq!(cycles("p2p.cycles=x p2p.cycle=3"), None);
     }
 }

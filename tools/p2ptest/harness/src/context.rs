@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
+/// Cycles unless CYCLES says otherwise: few, as each takes a moment without KVM.
+const CYCLES: u32 = 12;
+
 /// The folders and settings of this run.
 #[derive(Debug, Clone)]
 pub struct Context {
@@ -19,6 +22,8 @@ pub struct Context {
     pub jobs: usize,
     /// Multiplies every timeout.
     pub timeout_scale: f64,
+    /// How often a test that repeats itself does.
+    pub cycles: u32,
     /// Which accelerator QEMU is asked for.
     pub accel: AccelChoice,
     /// The interactive guests' devices.
@@ -193,6 +198,13 @@ impl Context {
             },
             None => 1.0,
         };
+        let cycles = match text("CYCLES") {
+            Some(v) => match v.parse() {
+                Ok(n) if n > 0 => n,
+                _ => bail!("CYCLES={v} is not a number of cycles"),
+            },
+            None => CYCLES,
+        };
         let accel = match text("ACCEL").as_deref() {
             None | Some("auto") => AccelChoice::Auto,
             Some("kvm") => AccelChoice::Kvm,
@@ -223,6 +235,7 @@ impl Context {
             kernel_source: text("KERNEL_SOURCE").map(PathBuf::from),
             jobs,
             timeout_scale,
+            cycles,
             accel,
             setup: Setup { topology, mode },
             debug,

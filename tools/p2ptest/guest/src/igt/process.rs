@@ -4,7 +4,7 @@
 
 use super::{Skip, critical};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork as unix_fork};
 use std::panic::{self, AssertUnwindSafe};
 
@@ -71,6 +71,15 @@ impl Child {
         assert_eq!(self.outcome(), Outcome::Passed, "a child process failed");
     }
 
+    /// Asserts that the child still runs.
+    #[track_caller]
+    pub fn assert_runs(&self) {
+        if let Some(pid) = self.pid {
+            let state = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+            assert_eq!(state, Ok(WaitStatus::StillAlive), "a child has ended");
+        }
+    }
+
     /// Ends the child at once, whatever it does.
     #[track_caller]
     pub fn kill(self) {
@@ -132,11 +141,12 @@ mod tests {
 
     #[test]
     fn a_child_can_be_killed() {
-        fork(|| {
+        let child = fork(|| {
             loop {
                 std::thread::park()
             }
-        })
-        .kill();
+        });
+        child.assert_runs();
+        child.kill();
     }
 }

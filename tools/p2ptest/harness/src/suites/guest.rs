@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use p2p_init::Status;
+use p2p_init::{CYCLES_PARAMETER, Status};
 
 use crate::cargo::Programs;
 use crate::context::{Flavour, Mode, Setup, Topology};
@@ -253,7 +253,8 @@ fn boot<W: Write>(
     name: &str,
     results: &mut Results<W>,
 ) -> Result<Result<(Session, Guest), String>> {
-    let mut session = match Session::start(parts, place.setup, name, "kunit.enable=0") {
+    let parameters = format!("kunit.enable=0 {CYCLES_PARAMETER}={}", parts.ctx.cycles);
+    let mut session = match Session::start(parts, place.setup, name, &parameters) {
         Ok(session) => session,
         Err(e) => {
             stop::check()?;

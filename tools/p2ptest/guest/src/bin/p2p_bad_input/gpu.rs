@@ -366,7 +366,7 @@ pub fn bad_gpu_pointer() {
 pub fn bad_gpu_ioctl() {
     let gpu = Gpu::open(0);
     // The numbers after the last one, and another type.
-    for number in [0x49, 0x5f, 0x9f] {
+    for number in [0x4a, 0x5f, 0x9f] {
         let request = (DRM_IOCTL_P2PGPU_GETPARAM & !0xff) | number;
         // SAFETY: there is no such ioctl, and no memory there.
         let result = unsafe { drm::ioctl(&gpu, request, nowhere()) };

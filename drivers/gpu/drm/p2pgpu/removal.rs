@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Going away: taking back what importers have, and the devices that an importer does not let go.
+//!
+//! What an importer maps are addresses of the BAR. If it keeps them for longer than unbinding
+//! waits, the object's memory stays as it is, and the device must not be bound again: another
+//! object would be shown at these addresses.
+
+use crate::{
+    driver::DrmDevice,
+    gem::Object,
+    migrate, //
+};
+use kernel::{
+    device::Bound,
+    dma_buf::resv::Usage,
+    io::poll::read_poll_timeout,
+    pci,
+    prelude::*,
+    sync::aref::ARef,
+    time::{
+        msecs_to_jiffies,
+        Delta,
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+/// Longest wait, in all, for importers that do not let go at once.
+const TIMEOUT_MS: u32 = 10_000;
+
+kernel::sync::global_lock! {
+    // SAFETY: `Root::new` initializes it before a device can be probed.
+    unsafe(uninit) static DEVICES: Mutex<KVec<ARef<DrmDevice>>> = KVec::new();
+}
+
+/// The devices of the module: those that are bound, and those that importers have not let go.
+pub(crate) struct Root;
+
+impl Root {
+    /// # Safety
+    ///
+    /// Called once, before the driver is registered.
+    pub(crate) unsafe fn new() -> Self {
+        // SAFETY: The caller promises that this is the first use.
+        unsafe { DEVICES.init() };
+        Self
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        // The static is not dropped with the module. Nobody has a mapping: each dma-buf keeps the
+        // module loaded.
+        let devices = core::mem::replace(&mut *DEVICES.lock(), KVec::new());
+        drop(devices);
+    }
+}
+
+fn is_at(dev: &DrmDevice, pdev: &pci::Device<Bound>) -> bool {
+    let parent: &pci::Device = dev.as_ref();
+    parent.as_ref().name() == pdev.as_ref().name()
+}
+
+/// Keeps a device from being bound again while importers hold mappings of it.
+pub(crate) struct Entry(ARef<DrmDevice>);
+
+impl Entry {
+    /// `EBUSY`: importers still hold addresses of an earlier binding.
+    pub(crate) fn new(pdev: &pci::Device<Bound>, dev: &DrmDevice) -> Result<Self> {
+        let mut devices = DEVICES.lock();
+        let mut index = 0;
+        while let Some(other) = devices.get(index) {
+            if !is_at(other, pdev) {
+                index += 1;
+                continue;
+            }
+            if other.mappings() != 0 {
+                dev_err!(
+                    pdev,
+                    "importers keep {} mappings of an earlier binding\n",
+                    other.mappings()
+                );
+                return Err(EBUSY);
+            }
+            let _ = devices.remove(index);
+        }
+        devices.push(dev.into(), GFP_KERNEL)?;
+        Ok(Self(dev.into()))
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut devices = DEVICES.lock();
+        let known = devices
+            .iter()
+            .position(|dev| core::ptr::eq(&**dev, &*self.0));
+        if self.0.mappings() == 0 {
+            let removed = known.and_then(|index| devices.remove(index).ok());
+            drop(devices);
+            drop(removed);
+        }
+    }
+}
+
+/// Takes back what importers have, while the hardware still answers. Waits for those that do not
+/// let go at once, but not for ever.
+pub(crate) fn revoke_importers(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
+    dev.leave();
+    let start = Instant::<Monotonic>::now();
+    // All are told before any is waited for.
+    for_each_attached(dev, |obj| {
+        let guard = obj.resv().lock();
+        if let Err(error) = migrate::tell_importers(obj, guard.held()) {
+            dev_err!(pdev, "importers cannot be told: {:?}\n", error);
+        }
+    });
+    let left = || {
+        let waited = u32::try_from(start.elapsed().as_millis()).unwrap_or(TIMEOUT_MS);
+        TIMEOUT_MS.saturating_sub(waited)
+    };
+    for_each_attached(dev, |obj| {
+        // Who does not signal in time is counted below, as long as it does not unmap.
+        let _ = obj
+            .resv()
+            .wait(Usage::Bookkeep, msecs_to_jiffies(left().max(1)));
+    });
+    let unmapped = read_poll_timeout(
+        || Ok(dev.mappings()),
+        |&mappings| mappings == 0,
+        Delta::from_millis(1),
+        Delta::from_millis(left().into()),
+    );
+    if unmapped.is_err() {
+        dev_err!(
+            pdev,
+            "importers do not let go of {} mappings: their memory stays, and the device is not bound again before they do\n",
+            dev.mappings()
+        );
+    }
+}
+
+/// Calls `each` with every object that importers are attached to, at least once.
+fn for_each_attached(dev: &DrmDevice, each: impl Fn(&Object)) {
+    // From the end: importers that detach meanwhile move others towards the start only.
+    let mut index = dev.attachments();
+    while index > 0 {
+        index -= 1;
+        if let Some(obj) = dev.attached_at(index) {
+            each(&obj);
+        }
+    }
+}
