@@ -3,7 +3,7 @@
 //! Binding to the PCI device, and letting go of it.
 
 use crate::{
-    debugfs, events,
+    debugfs,
     file::OpenFile,
     nic::Nic,
     registry,
@@ -21,11 +21,7 @@ use kernel::{
         Device as _,
         DmaMask, //
     },
-    irq::{
-        IrqReturn,
-        ThreadedHandler,
-        ThreadedIrqReturn, //
-    },
+    irq,
     miscdevice::{
         MiscDeviceOptions,
         MiscDeviceRegistration, //
@@ -53,19 +49,14 @@ struct Handler {
     vector: Vector,
 }
 
-impl ThreadedHandler for Handler {
-    fn handle(&self) -> ThreadedIrqReturn {
+impl irq::Handler for Handler {
+    fn handle(&self) -> irq::IrqReturn {
         match self.vector {
             Vector::Mailbox => self.nic.mailbox.answered(),
             Vector::Completions => self.nic.completed.raise(),
-            Vector::Events => return ThreadedIrqReturn::WakeThread,
+            Vector::Events => self.nic.needed.raise(),
         }
-        ThreadedIrqReturn::Handled
-    }
-
-    fn handle_threaded(&self) -> IrqReturn {
-        events::serve(&self.nic);
-        IrqReturn::Handled
+        irq::IrqReturn::Handled
     }
 }
 
@@ -94,7 +85,7 @@ pub(crate) struct Data<'bound> {
     _debugfs: debugfs::Files,
     _entry: registry::Entry,
     running: Running<'bound>,
-    _handlers: pci::MsixThreads<'bound, Handler>,
+    _handlers: pci::MsixHandlers<'bound, Handler>,
 }
 
 impl<'bound> Data<'bound> {
@@ -117,7 +108,7 @@ impl<'bound> Data<'bound> {
             handlers.push(Handler { nic, vector }, GFP_KERNEL)?;
         }
         // SAFETY: `handlers` is dropped here on an error, and with `Data` otherwise.
-        let handlers = unsafe { pci::MsixThreads::new(pdev, c"p2pnic", handlers)? };
+        let handlers = unsafe { pci::MsixHandlers::new(pdev, c"p2pnic", handlers)? };
         pdev.set_master();
         nic.start()?;
 
@@ -152,5 +143,16 @@ impl pci::Driver for Driver {
 
     fn unbind<'bound>(_pdev: &'bound pci::Device<Core<'_>>, data: Pin<&Self::Data<'bound>>) {
         data.running.shut_down();
+    }
+
+    /// A reset takes regions and queue pairs from the device: they are gone for their owners too.
+    fn reset_prepare<'bound>(_pdev: &'bound pci::Device<Core<'_>>, data: Pin<&Self::Data<'bound>>) {
+        data.running.shut_down();
+    }
+
+    fn reset_done<'bound>(pdev: &'bound pci::Device<Core<'_>>, data: Pin<&Self::Data<'bound>>) {
+        if let Err(error) = data.running.nic.restart(pdev) {
+            dev_err!(pdev, "does not come back from a reset: {:?}\n", error);
+        }
     }
 }

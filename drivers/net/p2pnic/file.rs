@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Open files of `/dev/p2pnicN`: their ioctls, which `include/uapi/linux/p2pnic.h` describes.
+//!
+//! Arguments are copied from and to user memory outside of the gate, so that a page fault that
+//! takes its time does not keep the device from being unbound.
 
 use crate::{
-    events, ioctl,
+    ioctl,
     nic::{
         Bind,
         Nic,
         Range, //
     },
     queue::{
-        QueuePair,
         Request,
         Room, //
     },
@@ -63,7 +65,7 @@ impl MiscDevice for OpenFile {
 
     fn open(_file: &fs::File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let nic = registry::find(misc.device().name()).ok_or(ENODEV)?;
-        let owner = nic.new_owner();
+        let owner = nic.serial();
         Ok(KBox::new(Self { nic, owner }, GFP_KERNEL)?)
     }
 
@@ -75,19 +77,21 @@ impl MiscDevice for OpenFile {
     }
 
     fn ioctl(this: &Self, _file: &fs::File, cmd: u32, arg: usize) -> Result<isize> {
-        let nic = this.nic.enter()?;
+        if this.nic.is_closing() {
+            return Err(ENODEV);
+        }
         let arg = UserPtr::from_addr(arg);
         match cmd {
-            uapi::P2PNIC_IOCTL_QUERY => query(&nic, arg),
-            uapi::P2PNIC_IOCTL_REG_REGION => this.reg_region(&nic, arg),
-            uapi::P2PNIC_IOCTL_DEREG_REGION => this.dereg_region(&nic, arg),
-            uapi::P2PNIC_IOCTL_REGION_INFO => this.region_info(&nic, arg),
-            uapi::P2PNIC_IOCTL_CREATE_QP => this.create_qp(&nic, arg),
-            uapi::P2PNIC_IOCTL_CONNECT_QP => this.connect_qp(&nic, arg),
-            uapi::P2PNIC_IOCTL_DESTROY_QP => this.destroy_qp(&nic, arg),
-            uapi::P2PNIC_IOCTL_POST_SEND => this.post_send(&nic, arg),
-            uapi::P2PNIC_IOCTL_POST_RECV => this.post_recv(&nic, arg),
-            uapi::P2PNIC_IOCTL_POLL => this.poll(&nic, arg),
+            uapi::P2PNIC_IOCTL_QUERY => this.query(arg),
+            uapi::P2PNIC_IOCTL_REG_REGION => this.reg_region(arg),
+            uapi::P2PNIC_IOCTL_DEREG_REGION => this.dereg_region(arg),
+            uapi::P2PNIC_IOCTL_REGION_INFO => this.region_info(arg),
+            uapi::P2PNIC_IOCTL_CREATE_QP => this.create_qp(arg),
+            uapi::P2PNIC_IOCTL_CONNECT_QP => this.connect_qp(arg),
+            uapi::P2PNIC_IOCTL_DESTROY_QP => this.destroy_qp(arg),
+            uapi::P2PNIC_IOCTL_POST_SEND => this.post_send(arg),
+            uapi::P2PNIC_IOCTL_POST_RECV => this.post_recv(arg),
+            uapi::P2PNIC_IOCTL_POLL => this.poll(arg),
             _ => return Err(ENOTTY),
         }?;
         Ok(0)
@@ -95,7 +99,12 @@ impl MiscDevice for OpenFile {
 }
 
 impl OpenFile {
-    fn reg_region(&self, nic: &Bind<'_>, arg: UserPtr) -> Result {
+    fn query(&self, arg: UserPtr) -> Result {
+        let args = query(&self.nic.enter()?)?;
+        ioctl::write(arg, &args)
+    }
+
+    fn reg_region(&self, arg: UserPtr) -> Result {
         let mut args: ioctl::RegRegion = ioctl::read(arg)?;
         let page = u64::try_from(PAGE_SIZE)?;
         let known = uapi::P2PNIC_ACCESS_LOCAL_WRITE
@@ -116,24 +125,35 @@ impl OpenFile {
             offset: args.offset,
             size: args.size,
         };
-        args.key = nic.create_region(self.owner, dmabuf, range)?.shape().key;
+        args.key = {
+            let nic = self.nic.enter()?;
+            let region = nic.create_region(self.owner, dmabuf, range)?;
+            region.shape().key
+        };
         ioctl::write(arg, &args).inspect_err(|_| {
-            // Nobody knows the key. Another thread may have guessed it, and destroyed it first.
-            let _ = nic.destroy_region(self.owner, args.key);
+            // Nobody knows the key. Another thread may have guessed it, and destroyed it first; or
+            // unbinding has.
+            if let Ok(nic) = self.nic.enter() {
+                let _ = nic.destroy_region(self.owner, args.key);
+            }
         })
     }
 
-    fn dereg_region(&self, nic: &Bind<'_>, arg: UserPtr) -> Result {
+    fn dereg_region(&self, arg: UserPtr) -> Result {
         let args: ioctl::DeregRegion = ioctl::read(arg)?;
         if args.pad != 0 {
             return Err(EINVAL);
         }
-        nic.destroy_region(self.owner, args.key)
+        self.nic.enter()?.destroy_region(self.owner, args.key)
     }
 
-    fn region_info(&self, nic: &Bind<'_>, arg: UserPtr) -> Result {
+    fn region_info(&self, arg: UserPtr) -> Result {
         let mut args: ioctl::RegionInfo = ioctl::read(arg)?;
-        let info = nic.region_of(self.owner, args.key)?.info();
+        let info = {
+            let nic = self.nic.enter()?;
+            let region = nic.region_of(self.owner, args.key)?;
+            region.info()
+        };
         args.mapped = info.mapped.into();
         args.segments = info.segments;
         args.last_error = info.last_error;
@@ -142,22 +162,30 @@ impl OpenFile {
         ioctl::write(arg, &args)
     }
 
-    fn create_qp(&self, nic: &Bind<'_>, arg: UserPtr) -> Result {
+    fn create_qp(&self, arg: UserPtr) -> Result {
         let mut args: ioctl::CreateQp = ioctl::read(arg)?;
         let is_size = |n: u32| QUEUE_ENTRIES.contains(&n) && n.is_power_of_two();
         if args.pad != 0 || !is_size(args.send_entries) || !is_size(args.recv_entries) {
             return Err(EINVAL);
         }
-        let queue_pair = nic.create_queue_pair(self.owner, args.send_entries, args.recv_entries)?;
-        args.qp = queue_pair.shape().number;
+        args.qp = {
+            let nic = self.nic.enter()?;
+            let queue_pair =
+                nic.create_queue_pair(self.owner, args.send_entries, args.recv_entries)?;
+            queue_pair.shape().number
+        };
         ioctl::write(arg, &args).inspect_err(|_| {
-            // Nobody knows the number. Another thread may have guessed it, and destroyed it first.
-            let _ = nic.destroy_queue_pair(self.owner, args.qp);
+            // Nobody knows the number. Another thread may have guessed it, and destroyed it first;
+            // or unbinding has.
+            if let Ok(nic) = self.nic.enter() {
+                let _ = nic.destroy_queue_pair(self.owner, args.qp);
+            }
         })
     }
 
-    fn connect_qp(&self, nic: &Bind<'_>, arg: UserPtr) -> Result {
+    fn connect_qp(&self, arg: UserPtr) -> Result {
         let args: ioctl::ConnectQp = ioctl::read(arg)?;
+        let nic = self.nic.enter()?;
         let queue_pair = nic.queue_pair_of(self.owner, args.qp)?;
         // The NIC at the other end is of the same kind.
         if args.remote_qp >= nic.limits().queue_pairs {
@@ -166,16 +194,17 @@ impl OpenFile {
         queue_pair.connect(args.remote_qp)
     }
 
-    fn destroy_qp(&self, nic: &Bind<'_>, arg: UserPtr) -> Result {
+    fn destroy_qp(&self, arg: UserPtr) -> Result {
         let args: ioctl::DestroyQp = ioctl::read(arg)?;
         if args.pad != 0 {
             return Err(EINVAL);
         }
-        nic.destroy_queue_pair(self.owner, args.qp)
+        self.nic.enter()?.destroy_queue_pair(self.owner, args.qp)
     }
 
-    fn post_send(&self, nic: &Bind<'_>, arg: UserPtr) -> Result {
+    fn post_send(&self, arg: UserPtr) -> Result {
         let args: ioctl::PostSend = ioctl::read(arg)?;
+        let nic = self.nic.enter()?;
         let queue_pair = nic.queue_pair_of(self.owner, args.qp)?;
         let remote_is_bad = match args.opcode {
             regs::WRITE | regs::READ => false,
@@ -197,8 +226,9 @@ impl OpenFile {
         queue_pair.post_send(nic.bar()?, &request)
     }
 
-    fn post_recv(&self, nic: &Bind<'_>, arg: UserPtr) -> Result {
+    fn post_recv(&self, arg: UserPtr) -> Result {
         let args: ioctl::PostRecv = ioctl::read(arg)?;
+        let nic = self.nic.enter()?;
         let queue_pair = nic.queue_pair_of(self.owner, args.qp)?;
         if args.size > regs::MAX_LENGTH {
             return Err(EINVAL);
@@ -212,23 +242,24 @@ impl OpenFile {
         queue_pair.post_recv(nic.bar()?, &room)
     }
 
-    fn poll(&self, nic: &Bind<'_>, arg: UserPtr) -> Result {
+    fn poll(&self, arg: UserPtr) -> Result {
         let mut args: ioctl::Poll = ioctl::read(arg)?;
-        let queue_pair = nic.queue_pair_of(self.owner, args.qp)?;
+        // Known before the arguments are looked at.
+        self.found(&args, 0)?;
         if args.pad != 0 || args.capacity == 0 || args.capacity > MAX_COMPLETIONS {
             return Err(EINVAL);
         }
         let start = Instant::<Monotonic>::now();
         loop {
-            let seen = nic.completed.count();
-            if deliver(nic, &queue_pair, &mut args, arg)? {
+            let seen = self.nic.completed.count();
+            if self.deliver(&mut args, arg)? {
                 return Ok(());
             }
-            if nic.is_closing() {
+            if self.nic.is_closing() {
                 return Err(ENODEV);
             }
-            if nic.mailbox.has_failed() {
-                return nic.mailbox.check();
+            if self.nic.mailbox.has_failed() {
+                return self.nic.mailbox.check();
             }
             if args.timeout_ns == 0 {
                 args.count = 0;
@@ -241,21 +272,102 @@ impl OpenFile {
             }
             let left = left.div_ceil(u64::try_from(NSEC_PER_MSEC)?);
             let sleep = Msecs::try_from(left.min(LONGEST_SLEEP_MS))?;
-            match nic.completed.wait(seen, sleep) {
-                Wake::Raised => (),
-                // What we wait for may wait for a region, at either end of the wire, whose event's
-                // interrupt was lost.
-                Wake::TimedOut => registry::all()
-                    .iter()
-                    .flatten()
-                    .for_each(|nic| events::look(nic)),
-                Wake::Interrupted => return Err(EINTR),
+            if self.nic.completed.wait(seen, sleep) == Wake::Interrupted {
+                return Err(EINTR);
             }
         }
     }
+
+    /// The completions of the queue pair that `args` names, `capacity` at most.
+    fn found(&self, args: &ioctl::Poll, capacity: u32) -> Result<Found> {
+        let nic = self.nic.enter()?;
+        let queue_pair = nic.queue_pair_of(self.owner, args.qp)?;
+        let completions = queue_pair.completions()?;
+        let mut found = Found {
+            serial: queue_pair.shape().serial,
+            head: completions.head(),
+            list: KVVec::new(),
+            sent: 0,
+            received: 0,
+        };
+        while found.count() < capacity {
+            let Some(completion) = completions.peek(found.count())? else {
+                break;
+            };
+            if completion.opcode == regs::RECV {
+                found.received += 1;
+            } else {
+                found.sent += 1;
+            }
+            let completion = uapi::p2pnic_completion {
+                id: completion.id,
+                size: completion.size,
+                status: completion.status,
+                opcode: completion.opcode,
+            };
+            found.list.push(completion.into(), GFP_KERNEL)?;
+        }
+        Ok(found)
+    }
+
+    /// Hands what has completed to the caller. Returns whether anything has.
+    ///
+    /// Completions are consumed when they are in user memory: on `EFAULT` none is lost. If another
+    /// task consumed them meanwhile, they are its own, and those that follow are looked for.
+    fn deliver(&self, args: &mut ioctl::Poll, arg: UserPtr) -> Result<bool> {
+        loop {
+            let found = self.found(args, args.capacity)?;
+            if found.count() == 0 {
+                return Ok(false);
+            }
+            let size = found
+                .list
+                .len()
+                .checked_mul(size_of::<ioctl::Completion>())
+                .ok_or(EINVAL)?;
+            let out = UserPtr::from_addr(usize::try_from(args.completions)?);
+            let mut out = UserSlice::new(out, size).writer();
+            for completion in &found.list {
+                out.write(completion)?;
+            }
+            args.count = found.count();
+            ioctl::write(arg, args)?;
+            if self.consume(args.qp, &found)? {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Consumes what was found, unless somebody else has.
+    fn consume(&self, number: u32, found: &Found) -> Result<bool> {
+        let nic = self.nic.enter()?;
+        let queue_pair = nic.queue_pair_of(self.owner, number)?;
+        let mut completions = queue_pair.completions()?;
+        if queue_pair.shape().serial != found.serial || completions.head() != found.head {
+            return Ok(false);
+        }
+        queue_pair.consume(nic.bar()?, &mut completions, found.sent, found.received)?;
+        Ok(true)
+    }
 }
 
-fn query(nic: &Bind<'_>, arg: UserPtr) -> Result {
+/// Completions that have been looked at, and not been consumed.
+struct Found {
+    /// Those of the queue pair with this serial number, from this head.
+    serial: u64,
+    head: u32,
+    list: KVVec<ioctl::Completion>,
+    sent: u32,
+    received: u32,
+}
+
+impl Found {
+    fn count(&self) -> u32 {
+        self.sent + self.received
+    }
+}
+
+fn query(nic: &Bind<'_>) -> Result<ioctl::Query> {
     let mut args = ioctl::Query::default();
     let [domain, bus, device, function] = pci_address(nic.pdev().as_ref().name())?;
     args.pci_domain = domain;
@@ -276,49 +388,7 @@ fn query(nic: &Bind<'_>, arg: UserPtr) -> Result {
     args.resumed = nic.counter(Counter::Resumed)?;
     args.invalidations = nic.counter(Counter::Invalidations)?;
     args.invalidations_busy = nic.counter(Counter::InvalidationsBusy)?;
-    ioctl::write(arg, &args)
-}
-
-/// Hands what has completed to the caller. Returns whether anything has.
-///
-/// Completions are consumed when they are in user memory: on `EFAULT` none is lost.
-fn deliver(
-    nic: &Bind<'_>,
-    queue_pair: &QueuePair,
-    args: &mut ioctl::Poll,
-    arg: UserPtr,
-) -> Result<bool> {
-    let space = usize::try_from(args.capacity)?
-        .checked_mul(size_of::<ioctl::Completion>())
-        .ok_or(EINVAL)?;
-    let out = UserPtr::from_addr(usize::try_from(args.completions)?);
-    let mut out = UserSlice::new(out, space).writer();
-
-    let mut completions = queue_pair.completions()?;
-    let (mut sent, mut received) = (0u32, 0u32);
-    while sent + received < args.capacity {
-        let Some(completion) = completions.peek(sent + received)? else {
-            break;
-        };
-        if completion.opcode == regs::RECV {
-            received += 1;
-        } else {
-            sent += 1;
-        }
-        out.write(&ioctl::Completion::from(uapi::p2pnic_completion {
-            id: completion.id,
-            size: completion.size,
-            status: completion.status,
-            opcode: completion.opcode,
-        }))?;
-    }
-    if sent + received == 0 {
-        return Ok(false);
-    }
-    args.count = sent + received;
-    ioctl::write(arg, args)?;
-    queue_pair.consume(nic.bar()?, &mut completions, sent, received)?;
-    Ok(true)
+    Ok(args)
 }
 
 /// Domain, bus, device and function in a name such as `0000:01:00.0`.

@@ -15,7 +15,8 @@ use kernel::{
         atomic::{
             AtomicFlag,
             Full,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         srcu,
         Srcu, //
@@ -50,7 +51,7 @@ impl Gate {
     }
 
     /// Goes in, unless the gate is closed. May sleep inside, but no longer than it has to once
-    /// [`Self::is_closed`].
+    /// [`Self::is_closed`], and not for user memory.
     pub(crate) fn enter(&self) -> Option<Inside<'_>> {
         let guard = self.inside.read_lock();
         // The read lock is a full barrier: either we see the flag, or `close` sees us.
@@ -73,6 +74,16 @@ impl Gate {
         wake();
         self.inside.synchronize();
         !was_closed
+    }
+
+    /// Lets tasks in again.
+    ///
+    /// # Safety
+    ///
+    /// The device is bound, and the gate is closed before its driver is unbound.
+    pub(crate) unsafe fn open(&self) {
+        // INVARIANT: By the safety requirements.
+        self.closed.store(false, Release);
     }
 
     /// The device, bound or not.

@@ -240,6 +240,7 @@ impl Mailbox {
             .ok_or(ENODEV)?
             .try_write_reg(address)?;
         inner.state = State::Running(memory);
+        self.failed.store(false, Relaxed);
         Ok(())
     }
 

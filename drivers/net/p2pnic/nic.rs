@@ -3,7 +3,10 @@
 //! One NIC: what its open files, its interrupts and its binding share.
 
 use crate::{
-    events::EventQueue,
+    events::{
+        self,
+        EventQueue, //
+    },
     gate::Gate,
     mailbox::Mailbox,
     queue::QueuePair,
@@ -17,7 +20,10 @@ use crate::{
     slots::Slots, //
 };
 use kernel::{
-    device::Bound,
+    device::{
+        Bound,
+        Core, //
+    },
     io::Io,
     new_mutex,
     pci,
@@ -29,7 +35,8 @@ use kernel::{
         },
         Arc,
         Mutex, //
-    }, //
+    },
+    workqueue::OwnedQueue, //
 };
 
 mod bind;
@@ -76,6 +83,9 @@ pub(crate) struct Nic {
     /// Raised for the completions of any queue pair.
     #[pin]
     pub(crate) completed: Signal,
+    /// Raised when a region may have to be mapped.
+    #[pin]
+    pub(crate) needed: Signal,
     limits: Limits,
     #[pin]
     regions: Mutex<Slots<Region>>,
@@ -84,13 +94,17 @@ pub(crate) struct Nic {
     /// `None` once the driver is unbound.
     #[pin]
     pub(crate) events: Mutex<Option<EventQueue>>,
-    owners: Atomic<u64>,
+    /// Runs the server of events, and what it has mapped. `None` once the driver is unbound.
+    #[pin]
+    workers: Mutex<Option<OwnedQueue>>,
+    /// Numbers of open files and queue pairs.
+    serials: Atomic<u64>,
     #[pin]
     gate: Gate,
 }
 
 impl Nic {
-    /// Resets the device and sets it up; events start with [`Self::start_events`].
+    /// Finds out what the device has; [`Self::start`] sets it up.
     ///
     /// # Safety
     ///
@@ -119,7 +133,6 @@ impl Nic {
         let mailbox = Arc::pin_init(Mailbox::new(pdev, bar.clone()), GFP_KERNEL)?;
         let regions = Slots::new(usize::try_from(limits.regions)?)?;
         let queue_pairs = Slots::new(usize::try_from(limits.queue_pairs)?)?;
-        let events = EventQueue::new(dev, regions.capacity())?;
         // SAFETY: The caller promises that `shut_down` is called, which closes the gate.
         let gate = unsafe { Gate::new(pdev) };
 
@@ -128,11 +141,13 @@ impl Nic {
                 bar,
                 mailbox,
                 completed <- Signal::new(),
+                needed <- Signal::new(),
                 limits,
                 regions <- new_mutex!(regions, "p2pnic::Nic::regions"),
                 queue_pairs <- new_mutex!(queue_pairs, "p2pnic::Nic::queue_pairs"),
-                events <- new_mutex!(Some(events), "p2pnic::Nic::events"),
-                owners: Atomic::new(0),
+                events <- new_mutex!(None, "p2pnic::Nic::events"),
+                workers <- new_mutex!(None, "p2pnic::Nic::workers"),
+                serials: Atomic::new(0),
                 gate <- gate,
             }? Error),
             GFP_KERNEL,
@@ -141,32 +156,59 @@ impl Nic {
 
     /// Resets the device and gives it its mailbox and event queue; the interrupt handlers are
     /// there.
-    pub(crate) fn start(&self) -> Result {
+    pub(crate) fn start(self: &Arc<Self>) -> Result {
         let inside = self.enter()?;
         self.mailbox.start(inside.device())?;
-        if let Some(events) = &*self.events.lock() {
-            events.start(inside.bar()?)?;
-        }
-        Ok(())
+        let capacity = self.regions.lock().capacity();
+        let events = EventQueue::new(inside.device(), capacity)?;
+        events.start(inside.bar()?)?;
+        *self.events.lock() = Some(events);
+        *self.workers.lock() = Some(events::workers()?);
+        let server = self.clone();
+        self.spawn(move || events::serve(&server))
+    }
+
+    /// Has a worker run `job`, which ends soon once the gate is closed. `ENODEV`: it is.
+    pub(crate) fn spawn(&self, job: impl FnOnce() + Send + 'static) -> Result {
+        let workers = self.workers.lock();
+        Ok(workers.as_ref().ok_or(ENODEV)?.try_spawn(GFP_KERNEL, job)?)
     }
 
     /// Stops the device, waits for all users, and takes regions and queues away. Open files find
     /// the device gone. May be called again.
     pub(crate) fn shut_down(&self, pdev: &pci::Device<Bound>) {
-        if !self.gate.close(|| self.completed.raise()) {
+        let wake = || {
+            self.completed.raise();
+            self.needed.raise();
+        };
+        if !self.gate.close(wake) {
             return;
         }
+        // Its items find the gate closed. Not dropped under the lock, which they take.
+        let workers = self.workers.lock().take();
+        drop(workers);
         // Invalidations can still come, from exporters, until each region is detached. Those
         // that come before the device has stopped wait for it.
         self.mailbox.stop(pdev);
-        while let Some((_, queue_pair)) = self.take_queue_pair(|_| true) {
+        while let Some((index, queue_pair)) = self.take_queue_pair(|_| true) {
             queue_pair.destroy();
+            self.queue_pairs.lock().free(index);
         }
-        while let Some((_, region)) = self.take_region(|_| true) {
+        while let Some((index, region)) = self.take_region(|_| true) {
             region.destroy();
+            self.regions.lock().free(index);
         }
         let events = self.events.lock().take();
         drop(events);
+    }
+
+    /// Starts again after [`Self::shut_down`]: the device has been reset. Files that are open find
+    /// none of what they had made.
+    pub(crate) fn restart(self: &Arc<Self>, pdev: &pci::Device<Core<'_>>) -> Result {
+        pdev.set_master();
+        // SAFETY: The device is bound, and its data shuts the NIC down before that ends.
+        unsafe { self.gate.open() };
+        self.start().inspect_err(|_| self.shut_down(pdev))
     }
 
     /// Goes where the device is bound. `ENODEV`: it is not.
@@ -190,9 +232,9 @@ impl Nic {
         &self.limits
     }
 
-    /// Names a new open file.
-    pub(crate) fn new_owner(&self) -> u64 {
-        self.owners.fetch_add(1, Relaxed)
+    /// A number for a new open file or queue pair.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serials.fetch_add(1, Relaxed)
     }
 
     /// Regions that exist.

@@ -15,8 +15,8 @@
 //!
 //! # Lock order
 //!
-//! 1. the gate (shared; only unbinding waits for it, with nothing held)
-//! 2. the event queue ([`events`])
+//! 1. the gate (shared; only unbinding and resets wait for it, with nothing held)
+//! 2. the event queue ([`events`]), then the queue of workers; neither while a region is mapped
 //! 3. a region's attachment
 //! 4. the dma-buf's reservation lock
 //! 5. a region's state
@@ -25,7 +25,7 @@
 //! `mmap_lock` comes before the reservation lock, as everywhere. The table of regions, the table of
 //! queue pairs, and a queue pair's locks are taken with at most the gate and the event queue held;
 //! under a queue pair's locks only the mailbox is taken. Nothing is copied to or from user memory
-//! with any of 2 to 6 held.
+//! with any of 1 to 6 held: whoever serves a page fault could keep the device from being unbound.
 
 use kernel::{
     driver::Registration,

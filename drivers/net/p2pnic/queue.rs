@@ -50,6 +50,8 @@ use kernel::{
 pub(crate) struct Shape {
     /// Number in the device.
     pub(crate) number: u32,
+    /// Tells it from others that had the number.
+    pub(crate) serial: u64,
     /// The open file that made it.
     pub(crate) owner: u64,
     /// Entries of the send queue: a power of two from 4 to 2048.
@@ -126,6 +128,11 @@ pub(crate) struct Completions {
 impl Completions {
     /// The word of a completion that holds its generation.
     const GENERATION: usize = 7;
+
+    /// Completions consumed, free running.
+    pub(crate) fn head(&self) -> u32 {
+        self.head
+    }
 
     /// The completion `ahead` of the head, if the device has written it.
     pub(crate) fn peek(&self, ahead: u32) -> Result<Option<Completion>> {

@@ -78,11 +78,6 @@ pub(crate) fn find(name: &CStr) -> Option<Arc<Nic>> {
     REGISTRY.lock().nics.get(place)?.clone()
 }
 
-/// All NICs.
-pub(crate) fn all() -> [Option<Arc<Nic>>; NAMES.len()] {
-    REGISTRY.lock().nics.clone()
-}
-
 /// A NIC's place in the registry, given back when dropped.
 pub(crate) struct Entry(usize);
 

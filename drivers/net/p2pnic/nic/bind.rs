@@ -156,6 +156,7 @@ impl Bind<'_> {
             .and_then(|number| {
                 let shape = queue::Shape {
                     number,
+                    serial: self.serial(),
                     owner,
                     send_entries,
                     recv_entries,

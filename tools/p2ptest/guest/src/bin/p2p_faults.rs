@@ -5,7 +5,7 @@
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use p2pguest::binding::{Unbound, gpu_is_there, wait_until};
+use p2pguest::binding::{Unbound, gpu_is_there, nics, wait_until};
 use p2pguest::debugfs::Debugfs;
 use p2pguest::gpu::{Gpu, Placement};
 use p2pguest::host;
@@ -16,6 +16,9 @@ use p2pguest::sys::uapi::*;
 use p2pguest::{refused, subtests};
 use serde_json::{Value, json};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 const SUBTESTS: &[Subtest] = subtests![
     /// The host refuses what is not for guests, and goes on.
@@ -44,6 +47,12 @@ const SUBTESTS: &[Subtest] = subtests![
     nic_lost_interrupts,
     /// A DMA that the NIC cannot do is a status of the request.
     nic_dma_error,
+    /// A region is mapped though its event's interrupt is lost and nobody polls.
+    nic_lost_event_unpolled,
+    /// A region whose mapping takes its time holds up no other.
+    nic_slow_region_delays_no_other,
+    /// A page of user memory that takes its time does not hold up unbinding.
+    nic_unbind_waits_for_no_user_memory,
 ];
 
 fn main() -> ExitCode {
@@ -304,4 +313,83 @@ fn nic_dma_error() {
     drop(wire);
     rig.connect(4).write(&source.region, &target.region);
     target.bo.assert_holds(Pattern(7));
+}
+
+fn nic_lost_event_unpolled() {
+    let rig = Rig::open();
+    let size = 4 * rig.gpu[0].page;
+    let source = rig.register(0, size, Placement::Vram);
+    let target = rig.register(1, size, Placement::Vram);
+    source.bo.fill(Pattern(8));
+    let wire = rig.connect(4);
+    nic_shows("drop-interrupt", 1000);
+    wire.start_write(&source.region, &target.region);
+    wait_until("the region is mapped", || source.region.info().maps == 1);
+    nic_shows("drop-interrupt", 0);
+    wire.near.expect(P2PNIC_STATUS_OK);
+    target.bo.assert_holds(Pattern(8));
+}
+
+fn nic_slow_region_delays_no_other() {
+    let rig = Rig::open();
+    let size = 4 * rig.gpu[0].page;
+    let slow = rig.register(0, size, Placement::Vram);
+    let quick = rig.export(1, size, Placement::System);
+    let quick_region = rig.nic[0].register(&quick.fd, 0, size);
+    let sinks = [(); 2].map(|()| rig.register(1, size, Placement::System));
+    let wires = [(); 2].map(|()| rig.connect(4));
+
+    let parked = || rig.nic[0].query().parked;
+    let before = parked();
+    let injected = Injected::new("stall", APERTURE, json!({"count": 2}));
+    wires[0].start_write(&slow.region, &sinks[0].region);
+    wait_until("the slow region is needed", || parked() > before);
+    wires[1].start_write(&quick_region, &sinks[1].region);
+    wires[1].near.expect(P2PNIC_STATUS_OK);
+    let none = wires[0]
+        .near
+        .__poll(1, Duration::ZERO)
+        .map(|found| found.len());
+    assert_eq!(none, Ok(0), "the slow region was not slow");
+    drop(injected);
+    wires[0].near.expect(P2PNIC_STATUS_OK);
+}
+
+fn nic_unbind_waits_for_no_user_memory() {
+    let rig = Rig::open();
+    let (gpu, nic) = (&rig.gpu[0], &rig.nic[0]);
+    let source = rig.register(0, gpu.page, Placement::System);
+    let target = rig.register(1, gpu.page, Placement::System);
+    let wire = rig.connect(4);
+    wire.write(&source.region, &target.region);
+    wire.start_write(&source.region, &target.region);
+    let bo = gpu.create(gpu.page, Placement::Vram);
+    let map = bo.map();
+
+    let injected = Injected::new("stall", APERTURE, json!({"count": 2}));
+    let before = register_writes();
+    let mut arg = p2pnic_poll {
+        qp: wire.near.number,
+        capacity: 1,
+        timeout_ns: u64::MAX,
+        completions: map.as_ptr() as u64,
+        ..Default::default()
+    };
+    let (done, pci, count) = (AtomicBool::new(false), nic.pci(), nics());
+    thread::scope(|scope| {
+        let poll = scope.spawn(|| {
+            // SAFETY: the mapping has room for a completion.
+            let end = unsafe { nic.__ioctl_raw(P2PNIC_IOCTL_POLL, (&raw mut arg).cast()) };
+            done.store(true, Ordering::SeqCst);
+            end
+        });
+        wait_until("the page is wanted", || register_writes() > before);
+        let unbound = Unbound::new("p2pnic", pci);
+        assert!(!done.load(Ordering::SeqCst), "the page was there at once");
+        drop(injected);
+        let end = poll.join().expect("the thread that polls");
+        assert_eq!(end, Err(Errno::ENODEV));
+        drop(unbound);
+    });
+    wait_until("the NIC comes back", || nics() == count);
 }
