@@ -128,6 +128,9 @@ pub enum Ask {
         /// With `execute` and `arguments`.
         command: Value,
     },
+    /// Nothing more is run in this guest after the program: it does not leave the devices
+    /// as they were.
+    Retire,
     /// Ends a model and starts it anew, with nothing of what it held.
     Restart {
         /// As for a command of its control socket.

@@ -160,6 +160,12 @@ impl Snapshot {
         Ok(snapshot)
     }
 
+    /// Looks for nothing of this device any more.
+    pub fn forget(&mut self, device: PciAddress) {
+        self.resources.retain(|(_, pci), _| *pci != device);
+        self.faults.retain(|pci, _| *pci != device);
+    }
+
     /// What is different in `now`.
     pub fn compare(&self, now: &Self) -> Result<(), Difference> {
         let mut lines = self.new_faults(now);

@@ -82,6 +82,13 @@ pub fn plug(model: &str) {
     qmp(json!({"execute": "device_add", "arguments": {"id": model}}));
 }
 
+/// Says that the devices of this guest are not going to be what they were: the
+/// tests that follow run in a fresh one.
+#[track_caller]
+pub fn retire_guest() {
+    must(&Ask::Retire);
+}
+
 /// Ends a model and starts it anew.
 #[track_caller]
 pub fn restart(model: &str) {

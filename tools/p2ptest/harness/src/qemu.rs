@@ -178,12 +178,6 @@ impl Guest {
             Accel::Kvm | Accel::Tcg => "q35,memory-backend=ram",
         };
         push(&["-machine", machine, "-object", &memory]);
-        // Ports have their own hotplug, as hardware does, and not the firmware's, whom the kernel
-        // would ask otherwise.
-        push(&[
-            "-global",
-            "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
-        ]);
         match self.accel {
             Accel::Kvm => push(&["-accel", "kvm"]),
             Accel::Tcg => push(&["-accel", "tcg,thread=multi"]),
@@ -203,7 +197,7 @@ impl Guest {
             push(&["-qmp", &socket]);
         }
         let append = format!(
-            "console=ttyS0 panic=-1 printk.devkmsg=on pcie_ports=native {}={}{} {}",
+            "console=ttyS0 panic=-1 printk.devkmsg=on {}={}{} {}",
             p2p_init::TOPOLOGY_PARAMETER,
             self.topology.name(),
             if iommu { " intel_iommu=on" } else { "" },
@@ -342,8 +336,8 @@ mod tests {
 
     #[test]
     fn the_kernel_is_told_the_topology() {
-        let switch = "'console=ttyS0 panic=-1 printk.devkmsg=on pcie_ports=native \
-                      p2p.topology=switch p2p.mode=agent'";
+        let switch =
+            "'console=ttyS0 panic=-1 printk.devkmsg=on p2p.topology=switch p2p.mode=agent'";
         assert!(line(Topology::Switch).contains(switch));
         let iommu = "p2p.topology=iommu intel_iommu=on p2p.mode=agent'";
         assert!(line(Topology::Iommu).contains(iommu));

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use p2p_init::{Report, Request, Status};
+use p2p_init::{Ask, Report, Request, Status};
 use tempfile::TempDir;
 
 use crate::cargo::Programs;
@@ -99,6 +99,8 @@ pub struct Session {
     pub console_path: PathBuf,
     /// Problems and findings of the boot itself.
     pub boot: Vec<String>,
+    /// The guest is not fit for another test.
+    pub retired: bool,
     scale: f64,
     _folder: TempDir,
 }
@@ -166,6 +168,7 @@ impl Session {
             guest,
             console_path,
             boot: Vec::new(),
+            retired: false,
             scale: parts.ctx.timeout_scale * parts.flavour.slowness(),
             _folder: folder,
         };
@@ -271,6 +274,7 @@ impl Session {
                     }
                 }
                 Next::Report(Report::Ask { number, ask }) => {
+                    self.retired |= ask == Ask::Retire;
                     let answer = host::answer(&self.guest, &mut self.models, &mut self.qmp, &ask);
                     // If the agent is gone, the next report says so.
                     let _ = self.send(&Request::Answer { number, answer })?;

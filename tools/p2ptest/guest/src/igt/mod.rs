@@ -10,11 +10,13 @@ mod process;
 pub use process::{Child, Outcome, fork};
 
 use crate::debugfs::{Debugfs, Snapshot};
+use crate::drm::PciAddress;
 use clap::Parser;
 use glob::Pattern;
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// One subtest of a program. Made by [`subtests!`].
@@ -62,6 +64,15 @@ pub fn require(there: bool, what: &str) {
         skip(what);
     }
 }
+
+/// The subtest takes this device away for good: it is not missed afterwards.
+pub fn expect_gone(device: PciAddress) {
+    GONE.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(device);
+}
+
+static GONE: Mutex<Vec<PciAddress>> = Mutex::new(Vec::new());
 
 struct Skip(String);
 
@@ -173,7 +184,7 @@ impl Runner {
         let Some(debugfs) = &self.debugfs else {
             return verdict_of(run);
         };
-        let before = match Snapshot::take(debugfs) {
+        let mut before = match Snapshot::take(debugfs) {
             Ok(before) => before,
             Err(error) => {
                 critical(&format!("debugfs is needed to find leaks: {error}"));
@@ -181,6 +192,9 @@ impl Runner {
             }
         };
         let verdict = verdict_of(run);
+        for device in &*GONE.lock().unwrap_or_else(PoisonError::into_inner) {
+            before.forget(*device);
+        }
         match before.settle(debugfs, self.settle) {
             Ok(Ok(())) => verdict,
             Ok(Err(difference)) => {

@@ -202,6 +202,7 @@ fn run_place<W: Write>(
     let mut left: VecDeque<&Case> = cases.into();
     let mut boots = 0;
     let mut dead = 0;
+    let mut at_ends = Vec::new();
     loop {
         boots += 1;
         let name = format!("{}-{boots}", place.name());
@@ -220,6 +221,7 @@ fn run_place<W: Write>(
         let mut guest = Guest::Fit;
         while let Some(first) = left.front()
             && guest != Guest::Blind
+            && !session.retired
         {
             let group = first.group();
             guest = run_group(&mut session, place, &group, &mut left, results)?;
@@ -237,11 +239,14 @@ fn run_place<W: Write>(
                 results.add(Outcome::new(place.end_id(), why, Duration::ZERO))?;
                 return Ok(());
             }
-        } else if left.is_empty() {
+        } else if left.is_empty() || session.retired {
             let command = session.command.clone();
-            let verdict = of_findings(&session.power_off()?);
-            let end = Outcome::new(place.end_id(), verdict, Duration::ZERO);
-            return results.add(end.command(&command));
+            at_ends.extend(session.power_off()?);
+            if left.is_empty() {
+                let verdict = of_findings(&at_ends);
+                let end = Outcome::new(place.end_id(), verdict, Duration::ZERO);
+                return results.add(end.command(&command));
+            }
         }
     }
 }
@@ -318,6 +323,10 @@ fn run_group<W: Write>(
                 audit::skip(place.flavour, group, results)?;
             }
             return Ok(Guest::Dead(why));
+        }
+        if session.retired && left.front().is_some_and(|next| next.group() == group) {
+            // As above.
+            return Ok(Guest::Fit);
         }
     }
     audit::run(session, place.flavour, group, results)
