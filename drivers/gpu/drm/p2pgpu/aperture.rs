@@ -61,6 +61,8 @@ pub(crate) struct Aperture {
     /// A flush did not complete: what its slots show is not known, so that nothing is shown any
     /// more. Set under the lock of the slots, for as long as the device is bound.
     broken: Atomic<bool>,
+    /// The device is being reset: it forgets all translations. Set as `broken` is.
+    suspended: Atomic<bool>,
 }
 
 struct State {
@@ -137,6 +139,7 @@ impl Aperture {
                 "p2pgpu::aperture::state"
             ),
             broken: Atomic::new(false),
+            suspended: Atomic::new(false),
         }? Error)
     }
 
@@ -150,8 +153,41 @@ impl Aperture {
         self.broken.store(true, Relaxed);
     }
 
-    /// `EIO`, if slots can no longer be changed. Under the lock of the slots.
+    /// Before a reset, when importers have been told: nothing is shown until it is over. The caller
+    /// zaps the CPU mappings next.
+    pub(crate) fn suspend(&self) {
+        let _state = self.state.lock();
+        self.suspended.store(true, Relaxed);
+    }
+
+    /// Whether the device is being reset. Under the lock of the slots.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.load(Relaxed)
+    }
+
+    /// After a reset: the device has forgotten all translations.
+    pub(crate) fn resume(&self, gpu: &Gpu<'_>) -> Result {
+        let mut state = self.state.lock();
+        gpu.table.clear()?;
+        state.slots.forget();
+        self.broken.store(false, Relaxed);
+        self.suspended.store(false, Relaxed);
+        Ok(())
+    }
+
+    /// After a reset that has failed.
+    pub(crate) fn give_up(&self) {
+        let _state = self.state.lock();
+        self.broken.store(true, Relaxed);
+        self.suspended.store(false, Relaxed);
+    }
+
+    /// `EIO`, if slots can no longer be changed; `EAGAIN`, if they cannot for now. Under the lock
+    /// of the slots.
     pub(crate) fn check(&self) -> Result {
+        if self.is_suspended() {
+            return Err(EAGAIN);
+        }
         if self.is_broken() {
             return Err(EIO);
         }

@@ -65,6 +65,7 @@ use kernel::{
         atomic::{
             Acquire,
             Atomic,
+            Full,
             Relaxed,
             Release, //
         },
@@ -112,13 +113,17 @@ pub(crate) struct DrmData {
     /// Held while slots for a promise are found.
     #[pin]
     pub(crate) promising: Mutex<()>,
-    /// Set before unbind: importers are not given anything any more.
-    leaving: Atomic<bool>,
+    /// Whether importers are given anything: one of [`DrmData::OPEN`] and so on.
+    door: Atomic<u32>,
     /// Objects with importers, once for each attachment.
     attached: Pin<KBox<Mutex<KVec<ARef<Object>>>>>,
 }
 
 impl DrmData {
+    const OPEN: u32 = 0;
+    const RESETTING: u32 = 1;
+    const LEFT: u32 = 2;
+
     /// Objects that exist.
     pub(crate) fn objects(&self) -> usize {
         self.objects.load(Relaxed)
@@ -168,12 +173,26 @@ impl DrmData {
 
     /// From now on importers are not given anything any more.
     pub(crate) fn leave(&self) {
-        self.leaving.store(true, Release);
+        self.door.store(Self::LEFT, Release);
     }
 
-    /// Whether the device is being unbound.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.load(Acquire)
+    /// Importers are not given anything for as long as a reset takes, or are again.
+    pub(crate) fn set_resetting(&self, resetting: bool) {
+        let (from, to) = match resetting {
+            true => (Self::OPEN, Self::RESETTING),
+            false => (Self::RESETTING, Self::OPEN),
+        };
+        // Who leaves does not come back.
+        let _ = self.door.cmpxchg(from, to, Full);
+    }
+
+    /// `ENODEV`: the device is being unbound. `EAGAIN`: it is being reset.
+    pub(crate) fn check_open(&self) -> Result {
+        match self.door.load(Acquire) {
+            Self::OPEN => Ok(()),
+            Self::RESETTING => Err(EAGAIN),
+            _ => Err(ENODEV),
+        }
     }
 
     /// An importer has attached to `obj`.
@@ -250,6 +269,24 @@ impl<'drm> Gpu<'drm> {
     /// The device that does DMA.
     pub(crate) fn dev(&self) -> &device::Device<device::Bound> {
         self.pdev.as_ref()
+    }
+
+    /// Brings the device, which has been reset by others, to where [`Gpu::new`] had it.
+    pub(crate) fn start_again(&self, aperture: &Aperture) -> Result {
+        reset(self.pdev, &self.bar)?;
+        self.bar
+            .try_write_reg(regs::PT_ROOT::zeroed().with_address(self.table.root()))?;
+        self.engine_ring.resume()?;
+        self.aperture_ring.resume()?;
+        // Last: whoever waits for it flushes.
+        aperture.resume(self)
+    }
+
+    /// After a reset that has failed: `EIO` for whoever asks, until the device is bound again.
+    pub(crate) fn give_up(&self, aperture: &Aperture) {
+        aperture.give_up();
+        self.engine_ring.give_up();
+        self.aperture_ring.give_up();
     }
 
     /// Physical address of a slot.
@@ -396,7 +433,7 @@ impl pci::Driver for P2pGpu {
             pins <- Pins::new(u32::try_from(slots)?),
             policy <- new_mutex!(Policy::new(), "p2pgpu::driver::policy"),
             promising <- new_mutex!((), "p2pgpu::driver::promising"),
-            leaving: Atomic::new(false),
+            door: Atomic::new(DrmData::OPEN),
             attached: KBox::pin_init(
                 new_mutex!(KVec::new(), "p2pgpu::driver::attached"),
                 GFP_KERNEL,
@@ -423,7 +460,21 @@ impl pci::Driver for P2pGpu {
 
     /// Takes back what importers have, while the hardware still answers.
     fn unbind<'bound>(pdev: &'bound pci::Device<device::Core<'_>>, this: Pin<&Self::Data<'bound>>) {
-        removal::revoke_importers(pdev, this.registration.device());
+        removal::unbind(pdev, this.registration.device());
+    }
+
+    fn reset_prepare<'bound>(
+        pdev: &'bound pci::Device<device::Core<'_>>,
+        this: Pin<&Self::Data<'bound>>,
+    ) {
+        removal::before_reset(pdev, &RegisteredRef::new(&this.registration));
+    }
+
+    fn reset_done<'bound>(
+        pdev: &'bound pci::Device<device::Core<'_>>,
+        this: Pin<&Self::Data<'bound>>,
+    ) {
+        removal::after_reset(pdev, &RegisteredRef::new(&this.registration));
     }
 }
 

@@ -100,11 +100,10 @@ fn is_peer(gpu: &Gpu<'_>, importer: &ImporterInfo<'_>) -> bool {
     importer.is_peer() && gpu.provider.route(importer.device()) != Route::None
 }
 
-/// Runs `f` with the hardware; `ENODEV` if the device is gone, or going.
+/// Runs `f` with the hardware; `ENODEV` if the device is gone, or going, and `EAGAIN` while it is
+/// being reset.
 fn with_live_gpu<R>(obj: &Object, f: impl FnOnce(&Gpu<'_>) -> Result<R>) -> Result<R> {
-    if obj.dev().is_leaving() {
-        return Err(ENODEV);
-    }
+    obj.dev().check_open()?;
     gem::with_gpu(obj, |gpu| f(gpu.ok_or(ENODEV)?))
 }
 

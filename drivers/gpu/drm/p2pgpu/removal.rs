@@ -1,19 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Going away: taking back what importers have, and the devices that an importer does not let go.
+//! Going away, for good or for a reset: taking back what importers have, and the devices that an
+//! importer does not let go.
 //!
 //! What an importer maps are addresses of the BAR. If it keeps them for longer than unbinding
 //! waits, the object's memory stays as it is, and the device must not be bound again: another
 //! object would be shown at these addresses.
 
 use crate::{
-    driver::DrmDevice,
+    driver::{
+        DrmDevice,
+        DrmDriver, //
+    },
     gem::Object,
     migrate, //
 };
 use kernel::{
-    device::Bound,
+    device::{
+        Bound,
+        Core, //
+    },
     dma_buf::resv::Usage,
+    drm::{
+        gem::managed,
+        RegisteredRef, //
+    },
     io::poll::read_poll_timeout,
     pci,
     prelude::*,
@@ -104,10 +115,49 @@ impl Drop for Entry {
     }
 }
 
-/// Takes back what importers have, while the hardware still answers. Waits for those that do not
-/// let go at once, but not for ever.
-pub(crate) fn revoke_importers(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
+/// Before the device is unbound: takes back what importers have, while the hardware still answers.
+pub(crate) fn unbind(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
     dev.leave();
+    take_back(pdev, dev);
+}
+
+/// Before a reset, which takes all translations and rings from the device but not its memory: nobody
+/// uses it on return.
+pub(crate) fn before_reset(pdev: &pci::Device<Bound>, drm: &RegisteredRef<DrmDriver>) {
+    let Some(dev) = drm.registration_guard() else {
+        return;
+    };
+    dev.set_resetting(true);
+    take_back(pdev, &dev);
+    dev.aperture.suspend();
+    // Those of objects in system memory come back at once.
+    let all: &DrmDevice = &dev;
+    managed::zap_offsets(all, 0..u64::MAX);
+    dev.registration_data_with(|gpu| {
+        gpu.engine_ring.suspend();
+        gpu.aperture_ring.suspend();
+    });
+}
+
+/// After a reset: all goes on, as objects have kept their bytes.
+pub(crate) fn after_reset(pdev: &pci::Device<Core<'_>>, drm: &RegisteredRef<DrmDriver>) {
+    let Some(dev) = drm.registration_guard() else {
+        return;
+    };
+    pdev.set_master();
+    let started = dev.registration_data_with(|gpu| gpu.start_again(&dev.aperture));
+    match started {
+        Ok(()) => dev.set_resetting(false),
+        Err(error) => {
+            dev.leave();
+            dev.registration_data_with(|gpu| gpu.give_up(&dev.aperture));
+            dev_err!(pdev, "does not come back from a reset: {:?}\n", error);
+        }
+    }
+}
+
+/// Takes back what importers have. Waits for those that do not let go at once, but not for ever.
+fn take_back(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
     let start = Instant::<Monotonic>::now();
     // All are told before any is waited for.
     for_each_attached(dev, |obj| {
@@ -135,7 +185,7 @@ pub(crate) fn revoke_importers(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
     if unmapped.is_err() {
         dev_err!(
             pdev,
-            "importers do not let go of {} mappings: their memory stays, and the device is not bound again before they do\n",
+            "importers do not let go of {} mappings: their memory stays, and a device that goes is not bound again before they do\n",
             dev.mappings()
         );
     }

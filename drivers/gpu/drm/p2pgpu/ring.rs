@@ -173,6 +173,10 @@ struct Submission {
     tail: u32,
     /// The ring did not stop when told to; it is not used any more.
     dead: bool,
+    /// The device is going to be reset: nothing is submitted.
+    suspended: bool,
+    /// The ring is stopped for the reset.
+    stopped: bool,
 }
 
 /// A command ring of a bound device.
@@ -226,23 +230,71 @@ impl<'drm> Ring<'drm> {
             submission <- new_mutex!(Submission {
                 tail: 0,
                 dead: false,
+                suspended: false,
+                stopped: false,
             }, "p2pgpu::ring::submission"),
             bar,
         }? Error)
-        .pin_chain(|ring| {
-            let at = ring.id as usize;
-            let base = regs::RING_BASE::zeroed().with_address(ring.commands.dma_address());
-            let status = regs::RING_STATUS_ADDR::zeroed()
-                .with_address(ring.completions.status.dma_address());
-            let size = regs::RING_SIZE::zeroed().with_const_log2::<{ RING_LOG2 }>();
-            ring.bar
-                .try_write(regs::RING_BASE::try_at(at).ok_or(EINVAL)?, base)?;
-            ring.bar
-                .try_write(regs::RING_STATUS_ADDR::try_at(at).ok_or(EINVAL)?, status)?;
-            ring.bar
-                .try_write(regs::RING_SIZE::try_at(at).ok_or(EINVAL)?, size)?;
-            ring.enable(true)
-        })
+        .pin_chain(|ring| ring.set_up())
+    }
+
+    /// Tells the device, which has been reset, where the ring is.
+    fn set_up(&self) -> Result {
+        let at = self.id as usize;
+        let base = regs::RING_BASE::zeroed().with_address(self.commands.dma_address());
+        let status =
+            regs::RING_STATUS_ADDR::zeroed().with_address(self.completions.status.dma_address());
+        let size = regs::RING_SIZE::zeroed().with_const_log2::<{ RING_LOG2 }>();
+        self.bar
+            .try_write(regs::RING_BASE::try_at(at).ok_or(EINVAL)?, base)?;
+        self.bar
+            .try_write(regs::RING_STATUS_ADDR::try_at(at).ok_or(EINVAL)?, status)?;
+        self.bar
+            .try_write(regs::RING_SIZE::try_at(at).ok_or(EINVAL)?, size)?;
+        self.enable(true)
+    }
+
+    /// Before a reset: lets what is pending end, and nobody in.
+    pub(crate) fn suspend(&self) {
+        self.submission.lock().suspended = true;
+        let newest: Option<ARef<Fence>> = {
+            let mut pending = self.completions.pending.lock();
+            let seqno = pending.submitted;
+            pending
+                .entry(seqno)
+                .and_then(|entry| entry.as_ref())
+                .map(|fence| fence.fence().into())
+        };
+        // Without the lock, which is needed to end a command that is lost. Who waits for what
+        // failed learns it from its fence.
+        let _ = newest.map(|fence| self.ended(&fence));
+        let _signalling = Signalling::begin();
+        let mut submission = self.submission.lock();
+        submission.stopped = true;
+        if let Err(error) = self.stop() {
+            self.cut_off(error);
+        }
+        self.fail_pending();
+    }
+
+    /// After a reset that has failed: the ring is not used any more.
+    pub(crate) fn give_up(&self) {
+        let mut submission = self.submission.lock();
+        submission.dead = true;
+        submission.suspended = false;
+    }
+
+    /// After a reset: starts the ring, empty.
+    pub(crate) fn resume(&self) -> Result {
+        let mut submission = self.submission.lock();
+        self.set_up()?;
+        *submission = Submission {
+            tail: 0,
+            dead: false,
+            suspended: false,
+            stopped: false,
+        };
+        Ok(())
     }
 
     fn enable(&self, enable: bool) -> Result {
@@ -294,7 +346,7 @@ impl<'drm> Ring<'drm> {
 
     /// Submits a command; the fence signals when it is done.
     ///
-    /// `EIO`: the ring is dead. The memory that the command names stays valid until the fence has
+    /// `EIO`: the ring is dead. `EAGAIN`: the device is being reset. The memory that the command names stays valid until the fence has
     /// signalled *and* [`Ring::wait`] has returned.
     pub(crate) fn submit(&self, op: Operation, count: usize, list: u64) -> Result<ARef<Fence>> {
         let count = u32::try_from(count)?;
@@ -331,6 +383,9 @@ impl<'drm> Ring<'drm> {
     fn lock_with_room(&self) -> Result<MutexGuard<'_, Submission>> {
         loop {
             let mut submission = self.submission.lock();
+            if submission.suspended {
+                return Err(EAGAIN);
+            }
             if submission.dead {
                 return Err(EIO);
             }
@@ -381,8 +436,9 @@ impl<'drm> Ring<'drm> {
         }
         let _signalling = Signalling::begin();
         let mut submission = self.submission.lock();
-        // A later command may have restarted the ring already.
-        if self.completions.pending.lock().halted || !fence.is_signaled() {
+        // A later command may have restarted the ring already, or a reset.
+        let stopped = submission.dead || submission.stopped;
+        if !stopped && (self.completions.pending.lock().halted || !fence.is_signaled()) {
             self.restart(&mut submission)?;
         }
         Err(EIO)
@@ -394,17 +450,20 @@ impl<'drm> Ring<'drm> {
             submission.dead = true;
             self.cut_off(error);
         }
-        {
-            let mut pending = self.completions.pending.lock();
-            io_project!(self.completions.status,).copy_write(RawStatus::default());
-            pending.signal_to(u64::MAX, Err(EIO));
-            pending.halted = false;
-        }
+        self.fail_pending();
         if submission.dead {
             return Err(EIO);
         }
         submission.tail = 0;
         self.enable(true)
+    }
+
+    /// Fails what is pending, and forgets what the device said. The ring is stopped.
+    fn fail_pending(&self) {
+        let mut pending = self.completions.pending.lock();
+        io_project!(self.completions.status,).copy_write(RawStatus::default());
+        pending.signal_to(u64::MAX, Err(EIO));
+        pending.halted = false;
     }
 
     /// Submits a command and waits for it.

@@ -455,6 +455,28 @@ impl<M: Storage> Slots<M> {
         }
     }
 
+    /// The device has forgotten all translations: pages lose their slots, which become free, or
+    /// drain while peers hold them, also those of promised objects. Nobody changes a slot at the
+    /// time.
+    pub(crate) fn forget(&mut self) {
+        let mut id = 0;
+        while let Some(slot) = self.get(id) {
+            match slot {
+                Slot::Idle { .. } => {
+                    self.unlink(id);
+                    self.give_back(id);
+                }
+                // Lost when its entry could not be changed.
+                Slot::Taken => self.give_back(id),
+                Slot::Peers { page, .. } => {
+                    self.release(id, page);
+                }
+                Slot::Free | Slot::Draining { .. } => {}
+            }
+            id += 1;
+        }
+    }
+
     /// Makes a taken slot, which shows `page`, the warmest idle one.
     fn link_idle(&mut self, id: SlotId, page: PageName) {
         let prev = self.idle.tail;

@@ -49,6 +49,10 @@ impl<'a, 'drm> Flush<'a, 'drm> {
         let Some(gpu) = self.gpu else {
             return Ok(());
         };
+        if self.aperture.is_suspended() {
+            // Only takes something away: nothing is shown now. So does the reset.
+            return Ok(());
+        }
         self.aperture.check()?;
         gpu.table.set(slot, pte)?;
         match &mut self.run {
@@ -86,7 +90,10 @@ impl<'a, 'drm> Flush<'a, 'drm> {
         // What the slots show must not be left open. The second time finds the ring restarted.
         flush().or_else(|_| flush()).inspect_err(|_| {
             self.aperture.set_broken();
-            dev_err!(gpu.dev(), "a flush fails: the aperture is not used any more\n");
+            dev_err!(
+                gpu.dev(),
+                "a flush fails: the aperture is not used any more\n"
+            );
         })
     }
 
@@ -134,6 +141,16 @@ impl PageTable {
     /// DMA address of the root.
     pub(crate) fn root(&self) -> u64 {
         self.root.dma_address()
+    }
+
+    /// Nothing is shown in any slot; takes effect in the device when it is reset.
+    pub(crate) fn clear(&self) -> Result {
+        for leaf in &self.leaves {
+            for index in 0..PTES_PER_LEAF {
+                io_write!(leaf, [try: index], 0);
+            }
+        }
+        Ok(())
     }
 
     fn set(&self, slot: SlotId, pte: u64) -> Result {

@@ -37,6 +37,7 @@ fn call(count: u32) -> impl Strategy<Value = Call> {
         3 => slot().prop_map(Call::Unhold),
         2 => (slot(), page()).prop_map(|(id, page)| Call::Release(id, page)),
         1 => (slot(), page()).prop_map(|(id, page)| Call::Touch(id, page)),
+        1 => Just(Call::Forget),
         1 => number(count).prop_map(Call::Promise),
         1 => number(count).prop_map(Call::Unpromise),
         1 => (slot(), page(), class())
@@ -142,6 +143,25 @@ fn the_coldest_goes_first_and_a_touch_warms() {
     assert_eq!(slots.take(), Some(Took::Idle(2, 2)));
     assert_eq!(slots.take(), Some(Took::Idle(0, 0)));
     assert_eq!(slots.take(), None);
+}
+
+#[test]
+fn what_the_device_forgot_is_free_unless_peers_hold_it() {
+    let mut slots = slots(4);
+    for id in 0..3 {
+        assert_eq!(slots.take(), Some(Took::Free(id)));
+    }
+    slots.install(0, 5);
+    slots.install(1, 6);
+    assert!(slots.hold(1, 6, Class::Lent));
+    slots.forget();
+    // Nothing is shown, and the one that a peer holds is not had before it lets go.
+    assert!(!slots.touch(0, 5) && !slots.hold(1, 6, Class::Lent));
+    assert_eq!((slots.counts().free, slots.counts().draining), (3, 1));
+    assert_eq!(slots.take_run(4), None);
+    assert_eq!(slots.unhold(1), Released::Taken);
+    slots.give_back(1);
+    assert_eq!(slots.counts().free, 4);
 }
 
 #[test]

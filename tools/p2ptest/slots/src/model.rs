@@ -54,6 +54,7 @@ pub enum Call {
     Unhold(SlotId),
     Release(SlotId, PageName),
     Touch(SlotId, PageName),
+    Forget,
     Promise(u32),
     Unpromise(u32),
     Reclass(SlotId, PageName, Class),
@@ -97,6 +98,10 @@ impl Call {
             Self::Unhold(id) => Answer::Released(slots.unhold(id)),
             Self::Release(id, page) => Answer::Released(slots.release(id, page)),
             Self::Touch(id, page) => Answer::Truth(slots.touch(id, page)),
+            Self::Forget => {
+                slots.forget();
+                Answer::Nothing
+            }
             Self::Promise(pages) => Answer::Promised(slots.promise(pages)),
             Self::Unpromise(pages) => {
                 slots.unpromise(pages);
@@ -196,6 +201,17 @@ impl Model {
                 }
                 _ => Released::Kept,
             }),
+            Call::Forget => {
+                for id in 0..self.states.len() {
+                    let next = match self.states[id] {
+                        State::Idle(_) | State::Taken => State::Free,
+                        State::Peers(_, peers, _) => State::Draining(peers),
+                        State::Free | State::Draining(_) => continue,
+                    };
+                    self.set(id as SlotId, next);
+                }
+                Answer::Nothing
+            }
             Call::Touch(id, page) => Answer::Truth(match self.state(id) {
                 Some(State::Idle(p)) if p == page => {
                     self.set(id, State::Idle(page));

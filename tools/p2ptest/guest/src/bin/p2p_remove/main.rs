@@ -42,6 +42,10 @@ const SUBTESTS: &[Subtest] = subtests![
     gpu_surprise_removal,
     /// A NIC is pulled out in a transfer: it does not answer any more.
     nic_surprise_removal,
+    /// A GPU is reset under load and in a transfer: nothing is lost.
+    gpu_reset,
+    /// A NIC is reset under load: what its files had made is gone, and they go on.
+    nic_reset,
 ];
 
 fn main() -> ExitCode {
@@ -411,6 +415,66 @@ fn nic_surprise_removal() {
         let removed = Removed::new(rig.nic[0].pci());
         held.assert_nic_gone();
         drop(removed);
+    });
+    load.stop();
+}
+
+/// Resets a device, as its function-level reset does.
+#[track_caller]
+fn reset(pci: PciAddress) {
+    let path = pci.sysfs().join("reset");
+    if let Err(error) = fs::write(&path, "1") {
+        panic!("{}: {error}", path.display());
+    }
+}
+
+fn gpu_reset() {
+    let load = Load::start(false);
+    let rig = Rig::open();
+    held(&rig, |held| {
+        for seed in 2..6 {
+            held.source.bo.fill(Pattern(seed));
+            held.wire
+                .start_write(&held.source.region, &held.target.region);
+            reset(rig.gpu[0].pci());
+            // Objects keep their bytes, and transfers go on.
+            held.wire.near.expect(P2PNIC_STATUS_OK);
+            assert_eq!(held.map.load(8), Pattern(seed).word(1));
+            assert_eq!(held.system_map.load(0), 1);
+            held.target.bo.assert_holds(Pattern(seed));
+        }
+        // In the middle of what others do.
+        reset(rig.gpu[1].pci());
+        held.target.bo.assert_holds(Pattern(5));
+        assert_works();
+    });
+    load.stop();
+}
+
+fn nic_reset() {
+    let load = Load::start(false);
+    let rig = Rig::open();
+    held(&rig, |held| {
+        held.wire
+            .start_write(&held.source.region, &held.target.region);
+        reset(rig.nic[0].pci());
+        let (qp, region) = (&held.wire.near, &held.source.region);
+        refused(region.__info(), Errno::ENOENT);
+        refused(qp.__poll(1, Duration::ZERO), Errno::ENOENT);
+        let probe = send_request(&held.target.region, 0, 8);
+        held.wire.far.post_send(probe);
+        held.wire.far.expect(P2PNIC_STATUS_LINK_DOWN);
+        assert_eq!(held.source.bo.info().importers, 0);
+        held.source.bo.move_to(Placement::System);
+        // The files are as good as new ones.
+        wait_until("the wire connects", || {
+            rig.nic[0].query().flags & P2PNIC_LINK_UP != 0
+        });
+        let again = rig.register(0, held.source.bo.size, Placement::Vram);
+        again.bo.fill(Pattern(3));
+        rig.connect(4).write(&again.region, &held.target.region);
+        held.target.bo.assert_holds(Pattern(3));
+        assert_works();
     });
     load.stop();
 }
