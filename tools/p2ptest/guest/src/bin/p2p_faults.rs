@@ -223,7 +223,10 @@ fn flushes_break_the_aperture(what: &str) {
     let other = bo.map();
 
     let injected = Injected::new(what, APERTURE, json!({"count": 2}));
-    let touch = || igt::fork(|| drop(other.load(0))).outcome();
+    let load = || {
+        other.load(0);
+    };
+    let touch = || igt::fork(load).outcome();
     assert_eq!(touch(), Outcome::Killed(Signal::SIGBUS));
     drop(injected);
     let resources = || Debugfs::default().resources("p2pgpu", gpu.pci());

@@ -34,9 +34,9 @@ impl Load {
     #[track_caller]
     pub fn start(pulled: bool) -> Self {
         let children = vec![
-            igt::fork(|| again_and_again(|| in_child(|| drop(transfer())))),
-            igt::fork(move || again_and_again(|| in_child(|| drop(touch(0, pulled))))),
-            igt::fork(move || again_and_again(|| in_child(|| drop(touch(1, pulled))))),
+            igt::fork(|| again_and_again(|| in_child(transfer))),
+            igt::fork(move || again_and_again(|| in_child(|| touch(0, pulled)))),
+            igt::fork(move || again_and_again(|| in_child(|| touch(1, pulled)))),
         ];
         Self(children)
     }
@@ -62,8 +62,8 @@ fn again_and_again(run: impl Fn()) {
     }
 }
 
-/// In a child, as SIGBUS may end it; it goes when this process does.
-fn in_child(run: impl FnOnce()) {
+/// In a child, as SIGBUS may end it; it goes when this process does. How far `run` came is not told.
+fn in_child<T>(run: impl FnOnce() -> T) {
     let parent = getpid();
     let child = igt::fork(|| {
         let set = set_pdeathsig(Signal::SIGKILL);

@@ -105,7 +105,9 @@ impl Held<'_> {
         // Pages that were mapped, and pages that were not.
         for map in [&self.map, &self.system_map] {
             for offset in [0, 4096] {
-                let child = igt::fork(|| drop(map.load(offset)));
+                let child = igt::fork(|| {
+                    map.load(offset);
+                });
                 let found = child.outcome();
                 assert_eq!(found, Outcome::Killed(Signal::SIGBUS), "{offset:#x}");
             }
