@@ -57,7 +57,8 @@ impl Topology {
     pub fn route(self) -> u32 {
         match self {
             Self::Switch => P2PGPU_ROUTE_SWITCH,
-            Self::Bridge | Self::Iommu => P2PGPU_ROUTE_HOST_BRIDGE,
+            Self::Bridge => P2PGPU_ROUTE_HOST_BRIDGE,
+            Self::Iommu => P2PGPU_ROUTE_IOMMU,
             Self::None => P2PGPU_ROUTE_NONE,
         }
     }
