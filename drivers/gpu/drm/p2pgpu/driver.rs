@@ -222,16 +222,6 @@ impl DrmData {
         }
     }
 
-    /// Attachments that exist.
-    pub(crate) fn attachments(&self) -> usize {
-        self.attached.lock().len()
-    }
-
-    /// The object of an attachment, which has lower numbers the more others have gone.
-    pub(crate) fn attached_at(&self, index: usize) -> Option<ARef<Object>> {
-        self.attached.lock().get(index).cloned()
-    }
-
     /// An importer has detached from `obj`.
     pub(crate) fn detached(&self, obj: &Object) {
         let mut attached = self.attached.lock();

@@ -12,7 +12,6 @@ use crate::{
         DrmDevice,
         DrmDriver, //
     },
-    gem::Object,
     migrate, //
 };
 use kernel::{
@@ -160,7 +159,7 @@ pub(crate) fn after_reset(pdev: &pci::Device<Core<'_>>, drm: &RegisteredRef<DrmD
 fn take_back(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
     let start = Instant::<Monotonic>::now();
     // All are told before any is waited for.
-    for_each_attached(dev, |obj| {
+    dev.for_each_attached_unlocked(|obj| {
         let guard = obj.resv().lock();
         if let Err(error) = migrate::tell_importers(obj, guard.held()) {
             dev_err!(pdev, "importers cannot be told: {:?}\n", error);
@@ -170,7 +169,7 @@ fn take_back(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
         let waited = u32::try_from(start.elapsed().as_millis()).unwrap_or(TIMEOUT_MS);
         TIMEOUT_MS.saturating_sub(waited)
     };
-    for_each_attached(dev, |obj| {
+    dev.for_each_attached_unlocked(|obj| {
         // Who does not signal in time is counted below, as long as it does not unmap.
         let _ = obj
             .resv()
@@ -188,17 +187,5 @@ fn take_back(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
             "importers do not let go of {} mappings: their memory stays, and a device that goes is not bound again before they do\n",
             dev.mappings()
         );
-    }
-}
-
-/// Calls `each` with every object that importers are attached to, at least once.
-fn for_each_attached(dev: &DrmDevice, each: impl Fn(&Object)) {
-    // From the end: importers that detach meanwhile move others towards the start only.
-    let mut index = dev.attachments();
-    while index > 0 {
-        index -= 1;
-        if let Some(obj) = dev.attached_at(index) {
-            each(&obj);
-        }
     }
 }
