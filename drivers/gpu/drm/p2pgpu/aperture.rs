@@ -404,9 +404,7 @@ impl Aperture {
             }
         }
         cleared.and(flush.finish())?;
-        for &slot in held {
-            slots.give_back(slot);
-        }
+        slots.give_back_many(held.iter().copied());
         Ok(())
     }
 
@@ -426,9 +424,7 @@ impl Aperture {
             }
         }
         cleared.and(flush.finish())?;
-        for index in 0..pages.vram.count() {
-            slots.give_back(pages.vram.hint(index));
-        }
+        slots.give_back_many((0..pages.vram.count()).map(|index| pages.vram.hint(index)));
         Ok(())
     }
 
@@ -530,45 +526,52 @@ fn show(
     pages: NamedPages<'_>,
     missing: &[usize],
 ) -> Result {
-    let mut run = slots.take_run(u32::try_from(missing.len())?);
-    let mut zap = Zap { dev, run: None };
-    let mut taken = 0;
-    let mut shown = Ok(());
-    for &index in missing {
-        let slot = match run {
-            Some(slot) => {
-                run = slot.checked_add(1);
-                slot
-            }
-            None => match slots.take() {
-                Some(Took::Free(slot)) => slot,
-                Some(Took::Idle(slot, name)) => {
+    let count = u32::try_from(missing.len())?;
+    let mut left = missing.iter();
+    let mut assign = |slot| {
+        if let Some(&index) = left.next() {
+            pages.vram.set_hint(index, slot);
+        }
+    };
+    let taken = match slots.take_run(count) {
+        Some(first) => {
+            (first..first.saturating_add(count)).for_each(assign);
+            count
+        }
+        None => {
+            let mut zap = Zap { dev, run: None };
+            let taken = slots.take_many(count, |took| match took {
+                Took::Free(slot) => assign(slot),
+                Took::Idle(slot, name) => {
                     zap.add(name);
-                    slot
+                    assign(slot);
                 }
-                None => {
-                    shown = Err(ENOSPC);
-                    break;
-                }
-            },
-        };
-        pages.vram.set_hint(index, slot);
-        taken += 1;
-    }
-    // The pages that lost a slot fault again, before it shows another.
-    zap.finish();
+            });
+            // The pages that lost a slot fault again, before it shows another.
+            zap.finish();
+            taken
+        }
+    };
+    let assigned = missing.get(..usize::try_from(taken)?).unwrap_or(missing);
 
     let mut flush = Flush::new(&dev.aperture, Some(gpu));
-    for &index in missing.iter().take(taken) {
+    let mut shown = match taken == count {
+        true => Ok(()),
+        false => Err(ENOSPC),
+    };
+    for &index in assigned {
         let pte = pages.vram.page(index).map(regs::pte);
         shown = shown.and(pte.and_then(|pte| flush.set(pages.vram.hint(index), pte)));
     }
     shown = shown.and_then(|()| flush.finish());
-    for &index in missing.iter().take(taken) {
-        let slot = pages.vram.hint(index);
-        match (shown, pages.name(index)) {
-            (Ok(()), Ok(name)) => slots.install(slot, name),
-            _ => slots.give_back(slot),
+    if shown.is_err() {
+        slots.give_back_many(assigned.iter().map(|&index| pages.vram.hint(index)));
+        return shown;
+    }
+    for &index in assigned {
+        match pages.name(index) {
+            Ok(name) => slots.install(pages.vram.hint(index), name),
+            Err(_) => slots.give_back(pages.vram.hint(index)),
         }
     }
     shown

@@ -35,7 +35,6 @@ mod refusal;
 mod regs;
 mod removal;
 mod ring;
-#[allow(dead_code, reason = "reservations use the promises")]
 mod slots;
 mod table;
 mod vram;

@@ -314,14 +314,6 @@ impl<M: Storage> Slots<M> {
         true
     }
 
-    /// Takes the lowest free slot, else the coldest idle one.
-    pub(crate) fn take(&mut self) -> Option<Took> {
-        match self.free.take() {
-            Some(id) => Some(Took::Free(id)),
-            None => self.take_idle(),
-        }
-    }
-
     fn take_idle(&mut self) -> Option<Took> {
         let id = self.idle.head;
         let page = self.page(id)?;
@@ -331,8 +323,6 @@ impl<M: Storage> Slots<M> {
 
     /// Takes `count` slots, the free ones first, then idle ones, the coldest first, and passes each
     /// on. Returns how many there were to take.
-    ///
-    /// Costs less than as many calls of [`Slots::take`].
     pub(crate) fn take_many(&mut self, count: u32, mut each: impl FnMut(Took)) -> u32 {
         let free = self.free.take_each(count, |id| each(Took::Free(id)));
         for taken in free..count {

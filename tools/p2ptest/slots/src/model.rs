@@ -8,6 +8,15 @@ use crate::slots::{
     Class, Counts, MAX_SLOTS, NoPromise, PageName, Released, Slot, SlotId, Slots, Took,
 };
 
+impl Slots<HostMemory> {
+    /// Takes one slot.
+    pub fn take(&mut self) -> Option<Took> {
+        let mut taken = None;
+        self.take_many(1, |took| taken = Some(took));
+        taken
+    }
+}
+
 /// The state of a slot, without links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {

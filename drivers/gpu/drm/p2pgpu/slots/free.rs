@@ -185,15 +185,6 @@ impl<M: Storage> FreeMap<M> {
         self.word(index(id >> WORD_SHIFT)) & mask(id % WORD_BITS, 1) != 0
     }
 
-    /// Takes the lowest free slot.
-    pub(super) fn take(&mut self) -> Option<SlotId> {
-        let at = self.first_from(0)?;
-        let bit = self.word(at).trailing_zeros();
-        self.clear(at, mask(bit, 1));
-        self.climb(at);
-        slot(at, bit)
-    }
-
     /// Takes the `count` lowest free slots, or as many as there are, and passes each on. Returns
     /// how many.
     pub(super) fn take_each(&mut self, count: u32, mut each: impl FnMut(SlotId)) -> u32 {
