@@ -336,8 +336,15 @@ fn unpin(obj: &Object, data: &Attachment) {
     }
 }
 
-/// Undoes a mapping.
-fn unmap(obj: &Object, mapping: Mapping) {
+/// Undoes a mapping. Its slots may show something else when this returns: it waits for the accesses
+/// of importers, which may outlast their mappings.
+fn unmap(obj: &Object, held: Held<'_>, mapping: Mapping) {
+    if let (Mapping::Aperture { .. }, Err(error)) = (&mapping, migrate::wait_for_accesses(held)) {
+        // The slots, and the pages that they show, are nobody's any more.
+        core::mem::forget(mapping);
+        gem::report_lost_slots(Err(error));
+        return;
+    }
     {
         let mut state = obj.state.lock();
         state.mappings = state.mappings.saturating_sub(1);
@@ -392,8 +399,8 @@ macro_rules! exporter {
                 ($view)(source).map(importer, data, held, dir)
             }
 
-            fn unmap(source: &$source, _data: &Attachment, _held: Held<'_>, mapping: Mapping) {
-                unmap(($obj)(source), mapping);
+            fn unmap(source: &$source, _data: &Attachment, held: Held<'_>, mapping: Mapping) {
+                unmap(($obj)(source), held, mapping);
             }
         }
     };

@@ -59,6 +59,12 @@ pub(crate) fn tell_importers(obj: &Object, held: Held<'_>) -> Result {
 /// On return no access of an importer that was told is in flight. `EBUSY`: one does not let go.
 pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
     tell_importers(obj, held)?;
+    wait_for_accesses(held)
+}
+
+/// Waits until the accesses that importers have announced by fences are over. `EBUSY`: they do not
+/// end.
+pub(crate) fn wait_for_accesses(held: Held<'_>) -> Result {
     held.resv()
         .wait(Usage::Bookkeep, msecs_to_jiffies(IMPORTERS_TIMEOUT_MS))
         .map_err(|_| EBUSY)
