@@ -14,62 +14,45 @@ use crate::{
     prelude::*, //
 };
 
-/// Defines a set of vectors for one kind of handler.
-macro_rules! msix_set {
-    ($(#[$doc:meta])* $name:ident, $handler:ident, $registration:ident) => {
-        $(#[$doc])*
-        pub struct $name<'a, H: irq::$handler> {
-            // Field order: handlers are unregistered before their vectors are freed.
-            handlers: KVec<Pin<KBox<irq::$registration<'a, H>>>>,
-            _vectors: KBox<IrqVectorRegistration<'a>>,
-        }
-
-        impl<'a, H: irq::$handler + 'a> $name<'a, H> {
-            /// Allocates one vector for each of `handlers`, in order, and registers them.
-            ///
-            /// Handlers can run before this returns.
-            ///
-            /// # Safety
-            ///
-            /// The value must be dropped: it must not be passed to `mem::forget()`.
-            pub unsafe fn new(
-                pdev: &'a Device<device::Bound>,
-                name: &'static CStr,
-                handlers: KVec<H>,
-            ) -> Result<Self> {
-                let count = u32::try_from(handlers.len())?;
-                let types = IrqTypes::default().with(IrqType::MsiX);
-                let vectors = KBox::new(pdev.alloc_irq_vectors(count, count, types)?, GFP_KERNEL)?;
-                let mut this = Self {
-                    handlers: KVec::with_capacity(handlers.len(), GFP_KERNEL)?,
-                    _vectors: vectors,
-                };
-                let vectors: *const IrqVectorRegistration<'a> = &*this._vectors;
-                // SAFETY: The box does not move its content, and outlives the handlers, the only
-                // ones that get this reference: see the order of the fields.
-                let vectors = unsafe { &*vectors };
-                for (index, handler) in handlers.into_iter().enumerate() {
-                    let request = vectors.index(index)?.into();
-                    let flags = irq::Flags::TRIGGER_NONE;
-                    let registration =
-                        // SAFETY: The registration is stored in `this`, which the caller promises
-                        // to drop.
-                        unsafe { irq::$registration::new(request, flags, name, Ok(handler)) };
-                    let registration = KBox::pin_init(registration, GFP_KERNEL)?;
-                    this.handlers.push(registration, GFP_KERNEL)?;
-                }
-                Ok(this)
-            }
-        }
-    };
+/// MSI-X vectors 0 to n-1 of a device, each with a handler, until it is dropped.
+pub struct MsixHandlers<'a, H: irq::Handler> {
+    // Field order: handlers are unregistered before their vectors are freed.
+    handlers: KVec<Pin<KBox<irq::Registration<'a, H>>>>,
+    _vectors: KBox<IrqVectorRegistration<'a>>,
 }
 
-msix_set! {
-    /// MSI-X vectors 0 to n-1 of a device, each with a handler, until it is dropped.
-    MsixHandlers, Handler, Registration
-}
-
-msix_set! {
-    /// MSI-X vectors 0 to n-1 of a device, each with a threaded handler, until it is dropped.
-    MsixThreads, ThreadedHandler, ThreadedRegistration
+impl<'a, H: irq::Handler + 'a> MsixHandlers<'a, H> {
+    /// Allocates one vector for each of `handlers`, in order, and registers them.
+    ///
+    /// Handlers can run before this returns.
+    ///
+    /// # Safety
+    ///
+    /// The value must be dropped: it must not be passed to `mem::forget()`.
+    pub unsafe fn new(
+        pdev: &'a Device<device::Bound>,
+        name: &'static CStr,
+        handlers: KVec<H>,
+    ) -> Result<Self> {
+        let count = u32::try_from(handlers.len())?;
+        let types = IrqTypes::default().with(IrqType::MsiX);
+        let vectors = KBox::new(pdev.alloc_irq_vectors(count, count, types)?, GFP_KERNEL)?;
+        let mut this = Self {
+            handlers: KVec::with_capacity(handlers.len(), GFP_KERNEL)?,
+            _vectors: vectors,
+        };
+        let vectors: *const IrqVectorRegistration<'a> = &*this._vectors;
+        // SAFETY: The box does not move its content, and outlives the handlers, the only ones that
+        // get this reference: see the order of the fields.
+        let vectors = unsafe { &*vectors };
+        for (index, handler) in handlers.into_iter().enumerate() {
+            let request = vectors.index(index)?.into();
+            let flags = irq::Flags::TRIGGER_NONE;
+            // SAFETY: The registration is stored in `this`, which the caller promises to drop.
+            let registration = unsafe { irq::Registration::new(request, flags, name, Ok(handler)) };
+            let registration = KBox::pin_init(registration, GFP_KERNEL)?;
+            this.handlers.push(registration, GFP_KERNEL)?;
+        }
+        Ok(this)
+    }
 }
