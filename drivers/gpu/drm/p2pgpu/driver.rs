@@ -11,16 +11,12 @@ use crate::{
         self,
         Object, //
     },
-    limits::{
-        self,
-        LimitFile,
-        Pins, //
+    limits::Pins,
+    policy::Policy,
+    pressure::{
+        Grace,
+        LastMap, //
     },
-    policy::{
-        Policy,
-        PolicyFile, //
-    },
-    pressure::LastMap,
     refusal::Refusals,
     regs::{
         self,
@@ -32,6 +28,7 @@ use crate::{
         Ring,
         RingId, //
     },
+    settings::Settings,
     slots::SlotId,
     table::PageTable,
     vram::Vram, //
@@ -110,6 +107,8 @@ pub(crate) struct DrmData {
     /// Which devices may be importers.
     #[pin]
     pub(crate) policy: Mutex<Policy>,
+    /// How long peers are left alone with what they mapped.
+    pub(crate) grace: Grace,
     /// Held while slots for a promise are found.
     #[pin]
     pub(crate) promising: Mutex<()>,
@@ -323,15 +322,11 @@ impl<'drm> Gpu<'drm> {
 /// The PCI driver.
 pub(crate) struct P2pGpu;
 
-type Attribute<'bound, T> = Pin<KBox<device::attribute::File<'bound, T>>>;
-
 /// What belongs to the binding.
 pub(crate) struct BoundData<'bound> {
     // Dropped first: these files use the device.
     _debugfs: DebugFiles,
-    _pin_limit: Attribute<'bound, LimitFile<limits::OfDevice>>,
-    _pin_limit_process: Attribute<'bound, LimitFile<limits::OfProcess>>,
-    _peer_policy: Attribute<'bound, PolicyFile>,
+    _settings: Settings<'bound>,
     registration: drm::Registration<'bound, DrmDriver>,
     _entry: removal::Entry,
 }
@@ -422,6 +417,7 @@ impl pci::Driver for P2pGpu {
             activity: Activity::new(),
             pins <- Pins::new(u32::try_from(slots)?),
             policy <- new_mutex!(Policy::new(), "p2pgpu::driver::policy"),
+            grace: Grace::new(),
             promising <- new_mutex!((), "p2pgpu::driver::promising"),
             door: Atomic::new(DrmData::OPEN),
             attached: KBox::pin_init(
@@ -440,9 +436,7 @@ impl pci::Driver for P2pGpu {
         let drm = || RegisteredRef::new(&registration);
         Ok(BoundData {
             _debugfs: DebugFiles::new(bound, drm)?,
-            _pin_limit: device::attribute::File::new(dev, LimitFile::new(drm()))?,
-            _pin_limit_process: device::attribute::File::new(dev, LimitFile::new(drm()))?,
-            _peer_policy: device::attribute::File::new(dev, PolicyFile::new(drm()))?,
+            _settings: Settings::new(dev, drm)?,
             registration,
             _entry: entry,
         })

@@ -5,25 +5,19 @@
 //! What is pinned counts for the process that flagged the object for peers. It counts once,
 //! however many importers pin it, and until the last one lets go, even if the process has ended.
 
-use core::{
-    fmt::Write,
-    marker::PhantomData, //
+use crate::{
+    driver::DrmDevice,
+    settings::Number, //
 };
 use kernel::{
-    device::attribute::Attribute,
-    drm::RegisteredRef,
-    fmt,
     new_mutex,
     prelude::*,
-    str::Formatter,
     sync::{
         aref::ARef,
         Mutex, //
     },
     task::Task, //
 };
-
-use crate::driver::DrmDriver;
 
 /// Who may pin how much, and who does.
 #[pin_data]
@@ -32,7 +26,7 @@ pub(crate) struct Pins {
     book: Mutex<Book>,
 }
 
-pub(crate) struct Book {
+struct Book {
     /// Most slots that objects pinned by importers may have.
     device_limit: u32,
     /// Most of them that belong to one process.
@@ -101,61 +95,32 @@ impl Pins {
     }
 }
 
-/// Which of the limits.
-pub(crate) trait Which: Send + Sync {
-    /// Name of its attribute.
-    const NAME: &'static CStr;
-
-    fn of(book: &mut Book) -> &mut u32;
-}
-
-/// That of the device.
+/// The limit of the device, as a setting. What is pinned already stays.
 pub(crate) struct OfDevice;
 
-impl Which for OfDevice {
+impl Number for OfDevice {
     const NAME: &'static CStr = c"pin_limit";
 
-    fn of(book: &mut Book) -> &mut u32 {
-        &mut book.device_limit
+    fn get(dev: &DrmDevice) -> u32 {
+        dev.pins.book.lock().device_limit
+    }
+
+    fn set(dev: &DrmDevice, number: u32) {
+        dev.pins.book.lock().device_limit = number;
     }
 }
 
-/// That of each process.
+/// The limit of each process, as a setting. What is pinned already stays.
 pub(crate) struct OfProcess;
 
-impl Which for OfProcess {
+impl Number for OfProcess {
     const NAME: &'static CStr = c"pin_limit_process";
 
-    fn of(book: &mut Book) -> &mut u32 {
-        &mut book.process_limit
-    }
-}
-
-/// A limit as a file: a number of slots. What is pinned already stays.
-pub(crate) struct LimitFile<W>(RegisteredRef<DrmDriver>, PhantomData<W>);
-
-impl<W: Which> LimitFile<W> {
-    pub(crate) fn new(drm: RegisteredRef<DrmDriver>) -> Self {
-        Self(drm, PhantomData)
+    fn get(dev: &DrmDevice) -> u32 {
+        dev.pins.book.lock().process_limit
     }
 
-    fn with<R>(&self, f: impl FnOnce(&mut u32) -> R) -> Result<R> {
-        let dev = self.0.registration_guard().ok_or(ENODEV)?;
-        let mut book = dev.pins.book.lock();
-        Ok(f(W::of(&mut book)))
-    }
-}
-
-impl<W: Which> Attribute for LimitFile<W> {
-    const NAME: &'static CStr = W::NAME;
-
-    fn show(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let limit = self.with(|limit| *limit).map_err(|_| fmt::Error)?;
-        writeln!(f, "{limit}")
-    }
-
-    fn store(&self, text: &str) -> Result {
-        let new = text.trim().parse().map_err(|_| EINVAL)?;
-        self.with(|limit| *limit = new)
+    fn set(dev: &DrmDevice, number: u32) {
+        dev.pins.book.lock().process_limit = number;
     }
 }

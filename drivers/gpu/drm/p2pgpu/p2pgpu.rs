@@ -35,6 +35,7 @@ mod refusal;
 mod regs;
 mod removal;
 mod ring;
+mod settings;
 mod slots;
 mod table;
 mod vram;

@@ -19,12 +19,19 @@ use crate::{
         State, //
     },
     migrate,
+    settings::Number,
     slots::NoPromise, //
 };
 use kernel::{
     dma_buf::resv::Held,
     prelude::*,
-    sync::aref::ARef,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        }, //
+    },
     time::{
         delay::fsleep,
         Delta,
@@ -33,8 +40,35 @@ use kernel::{
     }, //
 };
 
-/// Peers are not told to let go of what they mapped within this time.
-pub(crate) const GRACE: Delta = Delta::from_millis(20);
+/// How long peers are left alone with what they mapped, in milliseconds.
+pub(crate) struct Grace(Atomic<u32>);
+
+impl Grace {
+    const DEFAULT: u32 = 20;
+
+    pub(crate) fn new() -> Self {
+        Self(Atomic::new(Self::DEFAULT))
+    }
+
+    fn time(&self) -> Delta {
+        Delta::from_millis(self.0.load(Relaxed).into())
+    }
+}
+
+impl Number for Grace {
+    const NAME: &'static CStr = c"peer_grace_ms";
+    /// A CPU that touches a page may wait so long.
+    const MAX: u32 = 60_000;
+
+    fn get(dev: &DrmDevice) -> u32 {
+        dev.grace.0.load(Relaxed)
+    }
+
+    fn set(dev: &DrmDevice, number: u32) {
+        dev.grace.0.store(number, Relaxed);
+    }
+}
+
 /// Wait so long for a lock that was only tried, or for a mapping that is being made or undone.
 pub(crate) const CONTENTION: Delta = Delta::from_millis(1);
 /// Times that a promise waits for locks.
@@ -117,9 +151,9 @@ impl<'a> Victims<'a> {
     pub(crate) fn tell_next(&mut self) -> Told {
         while let Some((victim, last)) = self.coldest() {
             self.turn = last.turn;
-            let age = last.at.elapsed();
-            if self.patience == Patience::Grace && age < GRACE {
-                return Told::Wait(GRACE - age);
+            let (age, grace) = (last.at.elapsed(), self.dev.grace.time());
+            if self.patience == Patience::Grace && age < grace {
+                return Told::Wait(grace - age);
             }
             // An importer that does not let go just yields nothing: the next one is asked.
             if self.is_own(&victim) {

@@ -18,6 +18,7 @@ pub mod map;
 pub mod nic;
 pub mod pattern;
 pub mod rig;
+pub mod setting;
 pub mod sys;
 pub mod topology;
 

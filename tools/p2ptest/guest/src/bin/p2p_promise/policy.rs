@@ -3,54 +3,18 @@
 
 use crate::{assert_refused, hold, open, refusals, registered};
 use nix::errno::Errno;
-use p2pguest::drm::PciAddress;
 use p2pguest::gpu::{Gpu, Placement};
 use p2pguest::nic::ACCESS_ALL;
 use p2pguest::refused;
+use p2pguest::setting::Setting;
 use p2pguest::sys::uapi::*;
 use std::fs;
-use std::io;
 use std::os::fd::AsRawFd;
-
-/// A file of a GPU in sysfs, which is as it was when this is dropped.
-struct Setting {
-    path: std::path::PathBuf,
-    before: String,
-}
-
-impl Setting {
-    #[track_caller]
-    fn new(pci: PciAddress, name: &str) -> Self {
-        let path = pci.sysfs().join(name);
-        let before = fs::read_to_string(&path).expect("a file in sysfs");
-        Self { path, before }
-    }
-
-    fn read(&self) -> String {
-        fs::read_to_string(&self.path).expect("a file in sysfs")
-    }
-
-    fn __write(&self, text: &str) -> Result<(), Errno> {
-        fs::write(&self.path, text)
-            .map_err(|error: io::Error| Errno::from_raw(error.raw_os_error().expect("an errno")))
-    }
-
-    #[track_caller]
-    fn write(&self, text: &str) {
-        assert_eq!(self.__write(text), Ok(()), "{text:?}");
-    }
-}
-
-impl Drop for Setting {
-    fn drop(&mut self) {
-        self.__write(&self.before).expect("what was there before");
-    }
-}
 
 #[track_caller]
 fn policy(gpu: &Gpu) -> Setting {
     let policy = Setting::new(gpu.pci(), "peer_policy");
-    assert_eq!(policy.before, "default allow\n");
+    assert_eq!(policy.read(), "default allow\n");
     policy
 }
 
@@ -104,7 +68,7 @@ pub fn policy_malformed() {
         assert_eq!(policy.read(), before, "after {text:?}");
     }
     // Not UTF-8.
-    let bytes = fs::write(&policy.path, b"deny driver \xff");
+    let bytes = fs::write(policy.path(), b"deny driver \xff");
     assert_eq!(
         bytes.expect_err("malformed").raw_os_error(),
         Some(Errno::EINVAL as i32)
@@ -168,19 +132,21 @@ pub fn policy_takes_effect_at_once() {
 
 pub fn limits_are_numbers() {
     let gpu = Gpu::open(0);
-    for (name, expected) in [
-        ("pin_limit", gpu.slots - gpu.slots / 4),
-        ("pin_limit_process", gpu.slots / 2),
+    for (name, expected, max) in [
+        ("pin_limit", gpu.slots - gpu.slots / 4, u32::MAX),
+        ("pin_limit_process", gpu.slots / 2, u32::MAX),
+        ("peer_grace_ms", 20, 60_000),
     ] {
         let limit = Setting::new(gpu.pci(), name);
-        assert_eq!(limit.before, format!("{expected}\n"));
-        for number in [0, 17, u32::MAX] {
+        assert_eq!(limit.read(), format!("{expected}\n"));
+        for number in [0, 17, max] {
             limit.write(&format!("{number}\n"));
             assert_eq!(limit.read(), format!("{number}\n"));
         }
-        for text in ["\n", "-1", "x", "1 2", "4294967296", "0x10"] {
+        let above = format!("{}", u64::from(max) + 1);
+        for text in [&above, "\n", "-1", "x", "1 2", "0x10"] {
             refused(limit.__write(text), Errno::EINVAL);
-            assert_eq!(limit.read(), format!("{}\n", u32::MAX), "after {text:?}");
+            assert_eq!(limit.read(), format!("{max}\n"), "after {text:?}");
         }
     }
 }

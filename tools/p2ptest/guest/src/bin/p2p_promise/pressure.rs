@@ -7,6 +7,7 @@ use p2pguest::igt;
 use p2pguest::map::Mapping;
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{RESERVED, Registered, Rig, request};
+use p2pguest::setting::Setting;
 use p2pguest::sys::uapi::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -82,7 +83,6 @@ pub fn hopeless_takes_nothing() {
 
 pub fn no_ping_pong() {
     let rig = open();
-    // Few slots, so that a mapping takes much less time than its peer is left alone.
     let gpu = &rig.gpu[0];
     let _squeeze = rig.hold_slots(0, gpu.slots - 4);
     let objects = [registered(&rig, 3), registered(&rig, 3)];
@@ -96,19 +96,21 @@ pub fn no_ping_pong() {
             wire.near.expect(P2PNIC_STATUS_OK);
         }
     };
-    let fell_back = || objects.iter().any(|held| held.bo.info().fall_backs != 0);
-    // One gives in, as soon as it wants slots that the other has just got.
-    assert!(
-        (0..100).any(|_| {
-            use_in_turn();
-            fell_back()
-        }),
-        "they took turns"
-    );
-    use_in_turn();
-    let before = invalidations(&objects);
+    let fall_backs = || objects.each_ref().map(|held| held.bo.info().fall_backs);
+    let grace = Setting::new(gpu.pci(), "peer_grace_ms");
+
+    // Nobody is left alone: they take each other's slots.
+    grace.write("0");
+    (0..3).for_each(|_| use_in_turn());
+    assert_eq!(fall_backs(), [0, 0]);
+    assert_eq!(invalidations(&objects), [3, 2]);
+
+    // The second gives in, as soon as it wants slots that the first has just got.
+    grace.write("60000");
     (0..10).for_each(|_| use_in_turn());
-    assert_eq!(invalidations(&objects), before);
+    let holds = objects.each_ref().map(|held| held.bo.info().peer_slots);
+    assert_eq!((fall_backs(), holds), ([1, 0], [0, 3]));
+    assert_eq!(invalidations(&objects), [3, 2]);
 }
 
 pub fn cpu_takes_lent_slots() {

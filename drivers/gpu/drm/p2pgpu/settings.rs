@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the administrator of a device sets: files in the sysfs folder of the PCI device.
+
+use crate::{
+    driver::{
+        DrmDevice,
+        DrmDriver, //
+    },
+    limits,
+    policy::PolicyFile,
+    pressure::Grace, //
+};
+use core::{
+    fmt::Write,
+    marker::PhantomData, //
+};
+use kernel::{
+    device::{
+        attribute::{
+            Attribute,
+            File, //
+        },
+        Bound,
+        Device, //
+    },
+    drm::RegisteredRef,
+    fmt,
+    prelude::*,
+    str::Formatter, //
+};
+
+/// A setting that is a number.
+pub(crate) trait Number: Send + Sync {
+    /// Name of its file.
+    const NAME: &'static CStr;
+    /// The largest number that it can be set to.
+    const MAX: u32 = u32::MAX;
+
+    fn get(dev: &DrmDevice) -> u32;
+    fn set(dev: &DrmDevice, number: u32);
+}
+
+/// A number as a file, in decimal.
+struct NumberFile<N>(RegisteredRef<DrmDriver>, PhantomData<N>);
+
+impl<N: Number> Attribute for NumberFile<N> {
+    const NAME: &'static CStr = N::NAME;
+
+    fn show(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let dev = self.0.registration_guard().ok_or(fmt::Error)?;
+        writeln!(f, "{}", N::get(&dev))
+    }
+
+    fn store(&self, text: &str) -> Result {
+        let dev = self.0.registration_guard().ok_or(ENODEV)?;
+        let number = text.trim().parse().map_err(|_| EINVAL)?;
+        if number > N::MAX {
+            return Err(EINVAL);
+        }
+        N::set(&dev, number);
+        Ok(())
+    }
+}
+
+type Made<'bound, T> = Pin<KBox<File<'bound, T>>>;
+
+/// All files of a device, until this is dropped.
+pub(crate) struct Settings<'bound> {
+    _pin_limit: Made<'bound, NumberFile<limits::OfDevice>>,
+    _pin_limit_process: Made<'bound, NumberFile<limits::OfProcess>>,
+    _peer_grace: Made<'bound, NumberFile<Grace>>,
+    _peer_policy: Made<'bound, PolicyFile>,
+}
+
+impl<'bound> Settings<'bound> {
+    pub(crate) fn new(
+        dev: &'bound Device<Bound>,
+        drm: impl Fn() -> RegisteredRef<DrmDriver>,
+    ) -> Result<Self> {
+        Ok(Self {
+            _pin_limit: number(dev, drm())?,
+            _pin_limit_process: number(dev, drm())?,
+            _peer_grace: number(dev, drm())?,
+            _peer_policy: File::new(dev, PolicyFile::new(drm()))?,
+        })
+    }
+}
+
+fn number<'bound, N: Number>(
+    dev: &'bound Device<Bound>,
+    drm: RegisteredRef<DrmDriver>,
+) -> Result<Made<'bound, NumberFile<N>>> {
+    File::new(dev, NumberFile(drm, PhantomData))
+}

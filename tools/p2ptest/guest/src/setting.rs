@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Settings of a device: files in its folder in sysfs.
+
+use crate::drm::PciAddress;
+use nix::errno::Errno;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A file of a GPU in sysfs, which is as it was when this is dropped.
+pub struct Setting {
+    path: PathBuf,
+    before: String,
+}
+
+impl Setting {
+    /// The file `name` of a device.
+    #[track_caller]
+    pub fn new(pci: PciAddress, name: &str) -> Self {
+        let path = pci.sysfs().join(name);
+        let before = fs::read_to_string(&path).expect("a file in sysfs");
+        Self { path, before }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it says, with the newline.
+    pub fn read(&self) -> String {
+        fs::read_to_string(&self.path).expect("a file in sysfs")
+    }
+
+    /// Writes it at once.
+    pub fn __write(&self, text: &str) -> Result<(), Errno> {
+        fs::write(&self.path, text)
+            .map_err(|error: io::Error| Errno::from_raw(error.raw_os_error().expect("an errno")))
+    }
+
+    /// Writes it at once.
+    #[track_caller]
+    pub fn write(&self, text: &str) {
+        assert_eq!(self.__write(text), Ok(()), "{text:?}");
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        self.__write(&self.before).expect("what was there before");
+    }
+}
