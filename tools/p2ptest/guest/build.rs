@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Makes Rust declarations of the two uapi headers and of the part of libdrm
+//! Makes Rust declarations of the uapi headers and of the part of libdrm
 //! that the tests call. Needs libclang, and libdrm's headers (pkg-config).
 
 use std::env;
@@ -11,9 +11,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let uapi = manifest.join("../../../include/uapi");
     let gpu = uapi.join("drm/p2pgpu_drm.h");
     let nic = uapi.join("linux/p2pnic.h");
+    let importer = uapi.join("linux/p2p_importer_test.h");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     println!("cargo::rerun-if-changed=build.rs");
-    for header in [&gpu, &nic] {
+    for header in [&gpu, &nic, &importer] {
         println!("cargo::rerun-if-changed={}", header.display());
     }
 
@@ -36,8 +37,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     builder()
         .header(gpu.display().to_string())
         .header(nic.display().to_string())
-        .allowlist_type("drm_p2pgpu_.*|p2pnic_.*")
-        .allowlist_var("P2PGPU_.*|P2PNIC_.*|DRM_IOCTL_P2PGPU_.*")
+        .header(importer.display().to_string())
+        .allowlist_type("drm_p2pgpu_.*|p2pnic_.*|p2p_importer_.*")
+        .allowlist_var("P2PGPU_.*|P2PNIC_.*|P2P_IMPORTER_.*|DRM_IOCTL_P2PGPU_.*")
         .generate()?
         .write_to_file(out.join("uapi.rs"))?;
 

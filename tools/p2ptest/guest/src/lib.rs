@@ -14,6 +14,7 @@ pub mod failnth;
 pub mod gpu;
 pub mod host;
 pub mod igt;
+pub mod importer;
 pub mod map;
 pub mod nic;
 pub mod pattern;

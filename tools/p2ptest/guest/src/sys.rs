@@ -7,7 +7,7 @@
 // Generated code is not ours to argue about.
 #![allow(clippy::all, clippy::undocumented_unsafe_blocks)]
 
-/// `include/uapi/drm/p2pgpu_drm.h` and `include/uapi/linux/p2pnic.h`.
+/// `p2pgpu_drm.h`, `p2pnic.h` and `p2p_importer_test.h` of `include/uapi`.
 pub mod uapi {
     include!(concat!(env!("OUT_DIR"), "/uapi.rs"));
 }
@@ -98,6 +98,20 @@ mod tests {
             (P2PNIC_IOCTL_POST_SEND, size_of::<p2pnic_post_send>(), 48),
             (P2PNIC_IOCTL_POST_RECV, size_of::<p2pnic_post_recv>(), 32),
             (P2PNIC_IOCTL_POLL, size_of::<p2pnic_poll>(), 32),
+            (
+                P2P_IMPORTER_IOCTL_ATTACH,
+                size_of::<p2p_importer_attach>(),
+                40,
+            ),
+            (P2P_IMPORTER_IOCTL_MAP, size_of::<p2p_importer_map>(), 16),
+            (P2P_IMPORTER_IOCTL_UNMAP, size_of::<p2p_importer_unmap>(), 8),
+            (
+                P2P_IMPORTER_IOCTL_RANGES,
+                size_of::<p2p_importer_ranges>(),
+                24,
+            ),
+            (P2P_IMPORTER_IOCTL_CYCLE, size_of::<p2p_importer_cycle>(), 8),
+            (P2P_IMPORTER_IOCTL_INFO, size_of::<p2p_importer_info>(), 32),
         ];
         for (request, size, fixed) in table {
             assert_eq!(size, fixed, "ioctl {request:#x}: size of its structure");
