@@ -104,7 +104,7 @@ const EXIT_INVALID: u8 = 79;
 const EXIT_FAIL: u8 = 98;
 
 /// How long resources may take to come back after a subtest.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Parser)]
 struct Options {

@@ -457,7 +457,7 @@ fn poll_timeout() {
         let waited = start.elapsed();
         assert!(waited >= limit, "waited {waited:?} of {limit:?}");
         assert!(
-            waited < limit + Duration::from_secs(5),
+            waited < limit + Duration::from_secs(60),
             "waited {waited:?} of {limit:?}"
         );
     }
