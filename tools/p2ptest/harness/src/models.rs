@@ -17,8 +17,8 @@ use crate::context::Mode;
 use crate::qemu::Device;
 use crate::stop::{self, Group};
 
-const START_LIMIT: Duration = Duration::from_secs(10);
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+const START_LIMIT: Duration = Duration::from_secs(60);
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// An answer is a line of a few KiB; more is a defect.
 const MAX_ANSWER: u64 = 1 << 20;
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 /// How long QEMU may take: a command waits for a message of a vCPU at most.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 /// Longest line that is read.
 const MAX_LINE: u64 = 1 << 20;
 

@@ -26,12 +26,12 @@ use crate::step::read_lines;
 use crate::stop::{self, Group};
 
 /// A boot under TCG takes seconds, more where others use the processors.
-const BOOT_LIMIT: Duration = Duration::from_secs(90);
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// QEMU itself starts as fast with any kernel.
 const QEMU_LIMIT: Duration = Duration::from_secs(60);
 /// Looking for leaks takes two scans of all memory.
 const LEAKS_LIMIT: Duration = Duration::from_secs(60);
-const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
 /// What the harness grants beyond the agent's own timeout.
 const MARGIN: Duration = Duration::from_secs(45);
 /// Console lines that a crash shows.

@@ -23,7 +23,7 @@ use crate::stop;
 use crate::suites::audit::{self, Guest};
 
 /// A subtest may take so long; its guest may be slow and shared with others.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 /// Naming its subtests takes a program no time.
 const LIST_LIMIT: Duration = Duration::from_secs(30);
 /// Guests that do not come up one after another, before the rest is given up.
