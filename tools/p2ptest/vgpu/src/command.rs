@@ -28,6 +28,27 @@ pub enum Op {
     Flush(List),
     /// Looks at the poison.
     Check,
+    /// Adds segments to segments.
+    Add(List, Element),
+}
+
+/// What the elements of an ADD are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// Unsigned, modulo 2^32.
+    U32,
+    /// IEEE 754 binary32.
+    F32,
+}
+
+impl Element {
+    fn parse(value: u64) -> Result<Self, Error> {
+        match value {
+            regs::ADD_U32 => Ok(Self::U32),
+            regs::ADD_F32 => Ok(Self::F32),
+            _ => Err(Error::BadCommand),
+        }
+    }
 }
 
 /// A well-formed command.
@@ -81,10 +102,11 @@ impl Command {
             regs::OP_CHECKSUM => Op::Checksum(list, value),
             regs::OP_FLUSH => Op::Flush(list),
             regs::OP_CHECK => Op::Check,
+            regs::OP_ADD => Op::Add(list, Element::parse(value)?),
             _ => return Err(Error::BadOpcode),
         };
         let unused = match op {
-            Op::Checksum(..) => 0,
+            Op::Checksum(..) | Op::Add(..) => 0,
             Op::Fill(..) => value >> 32,
             _ => value,
         };
@@ -154,6 +176,14 @@ impl Segment {
     pub fn copy(&self, vram: u64) -> Result<(Place, Place), Error> {
         let src = self.place(self.src_space, self.src, vram)?;
         Ok((src, self.place(self.dst_space, self.dst, vram)?))
+    }
+
+    /// Both ends, for ADD.
+    pub fn add(&self, vram: u64) -> Result<(Place, Place), Error> {
+        if !self.len.is_multiple_of(regs::ELEMENT_BYTES as u64) {
+            return Err(Error::BadSegment);
+        }
+        self.copy(vram)
     }
 
     /// The destination, for FILL.

@@ -9,14 +9,15 @@ use p2p_vfio_user::bus::{Bus, Target};
 use sha2::{Digest, Sha256};
 
 use crate::aperture::{Checkpoint, Pte, Stopped};
-use crate::command::{Command, List, Op, Place, Segment, SlotRange, u64_at};
+use crate::command::{Command, Element, List, Op, Place, Segment, SlotRange, u64_at};
 use crate::ratelimit::warn_limited;
 use crate::regs::{
-    BASE_ALIGN, Counter, Error, FILL_UNIT, PTE_BYTES, PTES_PER_LEAF, RANGE_BYTES, SEGMENT_BYTES,
+    BASE_ALIGN, Counter, ELEMENT_BYTES, Error, FILL_UNIT, PTE_BYTES, PTES_PER_LEAF, RANGE_BYTES,
+    SEGMENT_BYTES,
 };
 use crate::state::Core;
 
-/// Bytes between two looks whether to stop; a multiple of [`FILL_UNIT`].
+/// Bytes between two looks whether to stop; a multiple of [`FILL_UNIT`] and [`ELEMENT_BYTES`].
 pub const CHUNK: usize = 64 << 10;
 /// Bytes of a list that are read at once; a multiple of every entry's size.
 const LIST_CHUNK: usize = 16 << 10;
@@ -100,6 +101,7 @@ pub struct Engine {
     core: Arc<Core>,
     dma: Dma,
     buffer: Vec<u8>,
+    addend: Vec<u8>,
 }
 
 impl Engine {
@@ -109,6 +111,7 @@ impl Engine {
             dma: Dma::new(bus, Arc::clone(&core)),
             core,
             buffer: vec![0; CHUNK],
+            addend: vec![0; CHUNK],
         }
     }
 
@@ -131,6 +134,7 @@ impl Engine {
             Op::Checksum(list, digest) => self.checksum(list, digest, checkpoint)?,
             Op::Flush(list) => self.flush(list, checkpoint)?,
             Op::Check => self.core.aperture.check(checkpoint)?,
+            Op::Add(list, element) => self.add(list, element, checkpoint)?,
         }
         Ok(self.dma.settle()?)
     }
@@ -152,6 +156,28 @@ impl Engine {
         self.segments(list, checkpoint, |engine, segment| {
             let dst = segment.fill(engine.core.aperture.vram_size())?;
             engine.chunks(segment.len, checkpoint, |engine, done, len| {
+                engine.store(dst.plus(done), len)
+            })
+        })
+    }
+
+    fn add(
+        &mut self,
+        list: List,
+        element: Element,
+        checkpoint: &dyn Checkpoint,
+    ) -> Result<(), Failure> {
+        self.segments(list, checkpoint, |engine, segment| {
+            let (src, dst) = segment.add(engine.core.aperture.vram_size())?;
+            engine.chunks(segment.len, checkpoint, |engine, done, len| {
+                engine.load(src.plus(done), len)?;
+                std::mem::swap(&mut engine.buffer, &mut engine.addend);
+                engine.load(dst.plus(done), len)?;
+                let sums = engine.buffer[..len].as_chunks_mut::<ELEMENT_BYTES>().0;
+                let addends = engine.addend[..len].as_chunks::<ELEMENT_BYTES>().0;
+                for (sum, addend) in sums.iter_mut().zip(addends) {
+                    *sum = sum_of(element, *sum, *addend);
+                }
                 engine.store(dst.plus(done), len)
             })
         })
@@ -299,6 +325,16 @@ impl Engine {
         let mut bytes = [0; PTE_BYTES];
         self.dma.read(addr, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
+    }
+}
+
+/// Two elements, added.
+fn sum_of(element: Element, a: [u8; ELEMENT_BYTES], b: [u8; ELEMENT_BYTES]) -> [u8; ELEMENT_BYTES] {
+    match element {
+        Element::U32 => u32::from_le_bytes(a)
+            .wrapping_add(u32::from_le_bytes(b))
+            .to_le_bytes(),
+        Element::F32 => (f32::from_le_bytes(a) + f32::from_le_bytes(b)).to_le_bytes(),
     }
 }
 

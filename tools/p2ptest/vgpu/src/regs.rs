@@ -305,6 +305,8 @@ pub const OP_CHECKSUM: u16 = 3;
 pub const OP_FLUSH: u16 = 4;
 /// Opcode: look at the poison.
 pub const OP_CHECK: u16 = 5;
+/// Opcode: add segments to segments.
+pub const OP_ADD: u16 = 6;
 /// The opcodes as documented.
 pub const OPCODES: &[(u16, &str)] = &[
     (OP_NOP, "NOP"),
@@ -313,7 +315,14 @@ pub const OPCODES: &[(u16, &str)] = &[
     (OP_CHECKSUM, "CHECKSUM"),
     (OP_FLUSH, "FLUSH"),
     (OP_CHECK, "CHECK"),
+    (OP_ADD, "ADD"),
 ];
+/// VALUE of ADD: the elements are unsigned numbers of 32 bits.
+pub const ADD_U32: u64 = 0;
+/// VALUE of ADD: the elements are floating-point numbers of 32 bits.
+pub const ADD_F32: u64 = 1;
+/// Bytes of an element; LEN of an ADD is a multiple of this.
+pub const ELEMENT_BYTES: usize = 4;
 
 /// Size of a segment, in bytes.
 pub const SEGMENT_BYTES: usize = 32;

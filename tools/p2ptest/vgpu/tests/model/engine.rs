@@ -121,6 +121,33 @@ proptest! {
     }
 
     #[test]
+    fn sums_are_naive_sums(
+        pieces in vec(piece(), 1..12), slots in slots(), mapped in any::<bool>(), float in any::<bool>(),
+    ) {
+        let (mut machine, mut naive) = noisy(mapped, &slots, 2);
+        let pieces: Vec<Piece> = pieces.into_iter()
+            .map(|piece| Piece { len: piece.len & !3, ..piece })
+            .filter(|piece| piece.len > 0 && !piece.overlaps()).collect();
+        let list: Vec<Seg> = pieces.iter().map(Piece::segment).collect();
+        let value = if float { regs::ADD_F32 } else { regs::ADD_U32 };
+        prop_assert_eq!(machine.list(0, regs::OP_ADD, &list, value), 0);
+        for Piece { src, dst, len } in pieces {
+            let range = src.1 as usize..(src.1 + len) as usize;
+            let addends = naive[src.0 as usize][range].to_vec();
+            let sums = &mut naive[dst.0 as usize][dst.1 as usize..][..len as usize];
+            for (sum, addend) in sums.chunks_exact_mut(4).zip(addends.chunks_exact(4)) {
+                let (a, b): ([u8; 4], [u8; 4]) = (sum.try_into().unwrap(), addend.try_into().unwrap());
+                let bytes = match float {
+                    true => (f32::from_le_bytes(a) + f32::from_le_bytes(b)).to_le_bytes(),
+                    false => u32::from_le_bytes(a).wrapping_add(u32::from_le_bytes(b)).to_le_bytes(),
+                };
+                sum.copy_from_slice(&bytes);
+            }
+        }
+        check(&machine, &naive)?;
+    }
+
+    #[test]
     fn checksums_are_sha256_of_all_sources(
         pieces in vec(piece(), 0..12), slots in slots(), mapped in any::<bool>(), seed in any::<u8>(),
     ) {
@@ -135,6 +162,62 @@ proptest! {
         }
         prop_assert_eq!(machine.peek(at, 32), hash.finalize().to_vec());
         check(&machine, &naive)?;
+    }
+}
+
+#[test]
+fn sums_wrap_around_and_round_to_the_nearest() {
+    let sum = |value: u64, a: [u8; 4], b: [u8; 4]| {
+        let mut machine = Machine::new(Mode::Trapped, 4096, 4096);
+        machine.core.aperture.vram_write(0, &a).unwrap();
+        machine.poke(DATA, &b);
+        let seg = Seg {
+            src: (1, DATA),
+            dst: (0, 0),
+            len: 4,
+        };
+        assert_eq!(machine.list(0, regs::OP_ADD, &[seg], value), 0);
+        <[u8; 4]>::try_from(machine.vram(0, 4)).unwrap()
+    };
+    let whole =
+        |a: u32, b: u32| u32::from_le_bytes(sum(regs::ADD_U32, a.to_le_bytes(), b.to_le_bytes()));
+    assert_eq!(whole(u32::MAX, 3), 2);
+    let float =
+        |a: f32, b: f32| f32::from_le_bytes(sum(regs::ADD_F32, a.to_le_bytes(), b.to_le_bytes()));
+    assert!((float(1.5, 2.25) - 3.75).abs() < f32::EPSILON);
+    // Half of the last place: to the even neighbour.
+    let even = float(16_777_216.0, 1.0);
+    assert_eq!(even.to_bits(), 16_777_216.0_f32.to_bits());
+    assert!(float(f32::MAX, f32::MAX).is_infinite());
+    assert!(float(f32::INFINITY, f32::NEG_INFINITY).is_nan());
+}
+
+#[test]
+fn sums_that_cannot_be_are_refused_and_change_nothing() {
+    const VRAM: u64 = 8192;
+    let seg = |src, dst, len| Seg { src, dst, len };
+    for (segment, value, error) in [
+        (seg((0, 0), (0, 4096), 8), 2, regs::Error::BadCommand),
+        (seg((0, 0), (0, 4096), 8), 1 << 32, regs::Error::BadCommand),
+        (seg((0, 0), (0, 4096), 6), 0, regs::Error::BadSegment),
+        (seg((0, 0), (0, 4096), 0), 0, regs::Error::BadSegment),
+        (seg((0, 0), (0, VRAM - 4), 8), 0, regs::Error::BadSegment),
+        (seg((0, VRAM), (0, 0), 4), 1, regs::Error::BadSegment),
+        (
+            seg((0, u64::MAX - 3), (0, 0), 8),
+            1,
+            regs::Error::BadSegment,
+        ),
+        (seg((2, 0), (0, 0), 8), 0, regs::Error::BadSegment),
+        (seg((0, 0), (2, 0), 8), 0, regs::Error::BadSegment),
+        (seg((1, 0), (0, 0), 8), 0, regs::Error::Dma),
+    ] {
+        let mut machine = Machine::new(Mode::Trapped, VRAM, 4096);
+        let noise: Vec<u8> = (0..VRAM).map(|n| n as u8).collect();
+        machine.core.aperture.vram_write(0, &noise).unwrap();
+        let found = machine.list(0, regs::OP_ADD, &[segment], value);
+        assert_eq!(found, error as u32, "{segment:?} {value}");
+        assert_eq!(machine.vram(0, noise.len()), noise);
     }
 }
 

@@ -72,7 +72,7 @@ fn act() -> impl Strategy<Value = Act> {
             .prop_map(|(offset, data, write)| Act::Bar { offset: offset % (1 << 20), data, write }),
         2 => (0..RAM_SIZE - 64, vec(any::<u8>(), 0..64))
             .prop_map(|(offset, data)| Act::Memory { offset, data }),
-        4 => (0..16u64, (0..7u16, 0..3u16, prop_oneof![0..4u32, Just(65536), any::<u32>()],
+        4 => (0..16u64, (0..8u16, 0..3u16, prop_oneof![0..4u32, Just(65536), any::<u32>()],
                 odd_address(), prop_oneof![Just(0), odd_value()]))
             .prop_map(|(place, cmd)| Act::Command { place, cmd }),
     ]

@@ -67,7 +67,7 @@ fn malformed_commands_halt_with_their_own_error() {
     let list = LISTS[0];
     let none = Cmd::default();
     for (cmd, error) in [
-        (Cmd { op: 6, ..none }, 1),
+        (Cmd { op: 7, ..none }, 1),
         (
             Cmd {
                 op: u16::MAX,
