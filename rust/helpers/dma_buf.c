@@ -50,6 +50,29 @@ __rust_helper int rust_helper_dma_resv_lock_interruptible(struct dma_resv *obj,
 	return dma_resv_lock_interruptible(obj, ctx);
 }
 
+__rust_helper int
+rust_helper_dma_resv_lock_slow_interruptible(struct dma_resv *obj,
+					     struct ww_acquire_ctx *ctx)
+{
+	return dma_resv_lock_slow_interruptible(obj, ctx);
+}
+
+__rust_helper void rust_helper_ww_acquire_init(struct ww_acquire_ctx *ctx,
+					       struct ww_class *ww_class)
+{
+	ww_acquire_init(ctx, ww_class);
+}
+
+__rust_helper void rust_helper_ww_acquire_done(struct ww_acquire_ctx *ctx)
+{
+	ww_acquire_done(ctx);
+}
+
+__rust_helper void rust_helper_ww_acquire_fini(struct ww_acquire_ctx *ctx)
+{
+	ww_acquire_fini(ctx);
+}
+
 __rust_helper bool rust_helper_dma_resv_trylock(struct dma_resv *obj)
 {
 	return dma_resv_trylock(obj);

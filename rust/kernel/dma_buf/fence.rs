@@ -29,6 +29,13 @@ use core::{
     ptr::NonNull, //
 };
 
+mod callback;
+
+pub use self::callback::{
+    Callback,
+    Listener, //
+};
+
 /// A `struct dma_fence`.
 ///
 /// # Invariants
@@ -56,8 +63,23 @@ unsafe impl AlwaysRefCounted for Fence {
 }
 
 impl Fence {
-    pub(super) fn as_raw(&self) -> *mut bindings::dma_fence {
+    pub(crate) fn as_raw(&self) -> *mut bindings::dma_fence {
         self.0.get()
+    }
+
+    /// # Safety
+    ///
+    /// `raw` is null, or a valid fence with a reference that is the caller's to give away.
+    pub(crate) unsafe fn from_owned(raw: *mut bindings::dma_fence) -> Option<ARef<Self>> {
+        // SAFETY: The caller's promise.
+        // INVARIANT: The fence is initialized, as it is counted.
+        NonNull::new(raw.cast()).map(|raw| unsafe { ARef::from_raw(raw) })
+    }
+
+    /// The number of the timeline that the fence is of.
+    pub fn context(&self) -> u64 {
+        // SAFETY: `self` is a valid fence, whose context does not change.
+        unsafe { (*self.as_raw()).context }
     }
 
     /// Whether the work has ended.
@@ -80,18 +102,27 @@ impl Fence {
     ///
     /// `ETIMEDOUT`: it has not.
     pub fn wait(&self, timeout: Jiffies) -> Result {
-        // SAFETY: `self` is a valid fence; a wait that is not interruptible returns no error.
-        let left = unsafe {
-            bindings::dma_fence_wait_timeout(
-                self.as_raw(),
-                false,
-                timeout.try_into().unwrap_or(isize::MAX),
-            )
-        };
-        if left == 0 {
-            return Err(ETIMEDOUT);
-        }
+        self.wait_raw(timeout, false)?;
         self.status().unwrap_or(Err(ETIMEDOUT))
+    }
+
+    /// Waits for the work to end, well or not, for at most `timeout`.
+    ///
+    /// `ETIMEDOUT`: it has not. A signal ends the wait with `ERESTARTSYS`.
+    pub fn wait_interruptible(&self, timeout: Jiffies) -> Result {
+        self.wait_raw(timeout, true)
+    }
+
+    fn wait_raw(&self, timeout: Jiffies, interruptible: bool) -> Result {
+        let timeout = timeout.try_into().unwrap_or(isize::MAX);
+        // SAFETY: `self` is a valid fence.
+        let left =
+            unsafe { bindings::dma_fence_wait_timeout(self.as_raw(), interruptible, timeout) };
+        match i32::try_from(left) {
+            Ok(0) => Err(ETIMEDOUT),
+            Ok(errno) if errno < 0 => Err(Error::from_errno(errno)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -141,6 +172,11 @@ impl<N: Names> Timeline<N> {
         }
     }
 
+    /// The number that its fences have as their context.
+    pub fn context(&self) -> u64 {
+        self.context
+    }
+
     /// Makes the next fence of the timeline, in memory that is allocated before.
     ///
     /// Call it under the lock that orders submission, so that fences signal in order.
@@ -176,6 +212,9 @@ impl<N: Names> Timeline<N> {
 /// To allocate may wait for memory, and that for a fence: so it is not done under a lock that
 /// signalling a fence needs, as that which orders submission often is.
 pub struct FenceMemory(KBox<Opaque<bindings::dma_fence>>);
+
+// SAFETY: It is memory that nobody else knows.
+unsafe impl Send for FenceMemory {}
 
 impl FenceMemory {
     /// Allocates. `ENOMEM`: there is none.

@@ -9,6 +9,7 @@ use crate::{
     bindings,
     error::to_result,
     prelude::*,
+    sync::aref::ARef,
     time::Jiffies,
     types::{
         NotThreadSafe,
@@ -17,12 +18,16 @@ use crate::{
 };
 use core::ptr;
 
+mod locks;
+
+pub use self::locks::Locks;
+
 /// A `struct dma_resv`.
 ///
 /// # Lock order
 ///
-/// `mmap_lock`, then one reservation lock, then driver locks. A second reservation lock is only
-/// taken with [`Resv::try_lock`] while one is held.
+/// `mmap_lock`, then one reservation lock, then driver locks. Several are taken at once with
+/// [`Locks`]; one more while others are held only with [`Resv::try_lock`].
 #[repr(transparent)]
 pub struct Resv(Opaque<bindings::dma_resv>);
 
@@ -175,6 +180,19 @@ impl<'a> Held<'a> {
         } else {
             Err(EINVAL)
         }
+    }
+
+    /// One fence that signals when all fences up to `usage` have; `None` if there is none.
+    ///
+    /// Do not add it to a reservation object: it may be made of that object's own fences.
+    pub fn fence(self, usage: Usage) -> Result<Option<ARef<Fence>>> {
+        let mut fence = ptr::null_mut();
+        // SAFETY: The object is valid and locked.
+        to_result(unsafe {
+            bindings::dma_resv_get_singleton(self.0.as_raw(), usage.into(), &mut fence)
+        })?;
+        // SAFETY: If there is one, we were given a reference.
+        Ok(unsafe { Fence::from_owned(fence) })
     }
 
     /// Makes room for `count` fences, so that adding them cannot fail.

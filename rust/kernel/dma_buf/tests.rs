@@ -33,14 +33,23 @@ fn own_name() -> Result<CString> {
 mod fence {
     use crate::{
         dma_buf::fence::{
+            Callback,
             Fence,
             FenceMemory,
+            Listener,
             Names,
             PendingFence,
             Timeline, //
         },
         prelude::*,
-        sync::aref::ARef,
+        sync::{
+            aref::ARef,
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            Arc, //
+        },
         time::msecs_to_jiffies, //
     };
 
@@ -124,6 +133,60 @@ mod fence {
         Ok(())
     }
 
+    /// Counts how often it is called.
+    #[derive(Clone)]
+    struct Counter(Arc<Atomic<u32>>);
+
+    impl Counter {
+        fn new() -> Result<Self> {
+            Ok(Self(Arc::new(Atomic::new(0), GFP_KERNEL)?))
+        }
+
+        fn calls(&self) -> u32 {
+            self.0.load(Relaxed)
+        }
+    }
+
+    impl Listener for Counter {
+        fn signalled(&self) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn callback_is_called_once() -> Result {
+        let counter = Counter::new()?;
+        let mut callback = KBox::pin_init(Callback::new(counter.clone()), GFP_KERNEL)?;
+        let first = pending()?;
+        let fence = reference(&first);
+        assert!(callback.as_mut().wait_for(&fence));
+        assert!(callback.waits_for().is_some());
+        assert_eq!(counter.calls(), 0);
+        first.signal(Ok(()));
+        assert_eq!(counter.calls(), 1);
+        assert!(callback.waits_for().is_none());
+        // What has signalled is not waited for.
+        assert!(!callback.as_mut().wait_for(&fence));
+        assert_eq!(counter.calls(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn callback_forgets() -> Result {
+        let counter = Counter::new()?;
+        let mut callback = KBox::pin_init(Callback::new(counter.clone()), GFP_KERNEL)?;
+        let (first, second) = (pending()?, pending()?);
+        assert!(callback.as_mut().wait_for(first.fence()));
+        // Another fence takes the place of the first.
+        assert!(callback.as_mut().wait_for(second.fence()));
+        first.signal(Ok(()));
+        assert_eq!(counter.calls(), 0);
+        drop(callback);
+        second.signal(Ok(()));
+        assert_eq!(counter.calls(), 0);
+        Ok(())
+    }
+
     #[test]
     fn outlives_its_timeline() -> Result {
         let pending = pending()?;
@@ -148,6 +211,7 @@ mod resv {
                 Timeline, //
             },
             resv::{
+                Locks,
                 Resv,
                 Usage, //
             }, //
@@ -226,6 +290,47 @@ mod resv {
         assert!(resv.try_lock().is_none());
         drop(guard);
         assert!(resv.try_lock().is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn several_locks() -> Result {
+        let [first, second, other] = [OwnResv::new()?, OwnResv::new()?, OwnResv::new()?];
+        // The same one twice, and in any order.
+        for resvs in [[&*first, &*second, &*first], [&*second, &*second, &*first]] {
+            let locks = Locks::lock_interruptible(&resvs)?;
+            assert!(first.try_lock().is_none());
+            assert!(second.try_lock().is_none());
+            assert!(other.try_lock().is_some());
+            locks.held(&first)?.check(&first)?;
+            locks.held(&second)?.check(&second)?;
+            assert_eq!(locks.held(&other).err(), Some(EINVAL));
+            drop(locks);
+            assert!(first.try_lock().is_some());
+            assert!(second.try_lock().is_some());
+        }
+        drop(Locks::lock_interruptible(&[])?);
+        Ok(())
+    }
+
+    #[test]
+    fn fence_of_all() -> Result {
+        let resv = OwnResv::new()?;
+        let fence = |usage| resv.lock().held().fence(usage);
+        assert!(fence(Usage::Bookkeep)?.is_none());
+        let write = add(&resv, Usage::Write)?;
+        assert!(fence(Usage::Kernel)?.is_none());
+        let one = fence(Usage::Write)?.ok_or(EINVAL)?;
+        assert!(core::ptr::eq(&*one, write.fence()));
+        assert_eq!(one.context(), write.fence().context());
+
+        let read = add(&resv, Usage::Read)?;
+        let both = fence(Usage::Read)?.ok_or(EINVAL)?;
+        write.signal(Ok(()));
+        assert!(one.is_signaled());
+        assert!(!both.is_signaled());
+        read.signal(Ok(()));
+        assert_eq!(both.wait(msecs_to_jiffies(10_000)), Ok(()));
         Ok(())
     }
 

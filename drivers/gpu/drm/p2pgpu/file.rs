@@ -21,7 +21,10 @@ use crate::{
 };
 use kernel::{
     dma::DataDirection,
-    dma_buf::DmaBuf,
+    dma_buf::{
+        resv::Locks,
+        DmaBuf, //
+    },
     drm::{
         self,
         gem::{
@@ -224,19 +227,7 @@ impl File {
             return Err(EINVAL);
         }
 
-        // Two locks of one class: the second is only tried, and the first let go if it is held.
-        let (_first, _second) = loop {
-            let first = src.resv().lock_interruptible()?;
-            if same {
-                break (first, None);
-            }
-            if let Some(second) = dst.resv().try_lock() {
-                break (first, Some(second));
-            }
-            drop(first);
-            // Waits for the one that was contended, so as not to spin.
-            drop(dst.resv().lock_interruptible()?);
-        };
+        let _locks = Locks::lock_interruptible(&[src.resv(), dst.resv()])?;
         let (src, dst) = (src.placement(), dst.placement());
         let src = src.for_engine(gpu, DataDirection::ToDevice)?;
         let dst = dst.for_engine(gpu, DataDirection::FromDevice)?;
