@@ -48,9 +48,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .allowlist_function(
             "drmIoctl|drmOpenRender|drmGetVersion|drmFreeVersion|drmGetNodeTypeFromFd\
              |drmPrimeHandleToFD|drmPrimeFDToHandle|drmCloseBufferHandle\
-             |drmGetDevices2|drmFreeDevices",
+             |drmGetDevices2|drmFreeDevices|drmGetCap|drmSyncobj.*",
         )
-        .allowlist_var("DRM_NODE_.*|DRM_BUS_PCI|DRM_RDWR|DRM_CLOEXEC")
+        .allowlist_var(
+            "DRM_NODE_.*|DRM_BUS_PCI|DRM_RDWR|DRM_CLOEXEC|DRM_CAP_SYNCOBJ.*|DRM_SYNCOBJ_.*",
+        )
         .generate()?
         .write_to_file(out.join("libdrm.rs"))?;
     Ok(())

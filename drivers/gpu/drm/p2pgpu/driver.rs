@@ -478,6 +478,7 @@ impl drm::Driver for DrmDriver {
         desc: c"Virtual GPU with a paged PCI aperture",
     };
     const FEAT_RENDER: bool = true;
+    const FEAT_SYNCOBJ: bool = true;
 
     kernel::declare_drm_ioctls! {
         (P2PGPU_GETPARAM, drm_p2pgpu_getparam, ioctl::RENDER_ALLOW, File::getparam),

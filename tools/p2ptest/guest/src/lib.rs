@@ -20,6 +20,7 @@ pub mod nic;
 pub mod pattern;
 pub mod rig;
 pub mod setting;
+pub mod syncobj;
 pub mod sys;
 pub mod topology;
 
