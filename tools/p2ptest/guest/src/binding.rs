@@ -27,11 +27,16 @@ impl Unbound {
     /// Unbinds a device.
     #[track_caller]
     pub fn new(driver: &'static str, pci: PciAddress) -> Self {
-        let unbound = Self { driver, pci };
-        if let Err(error) = unbound.tell("unbind") {
-            panic!("{driver} could not be unbound from {pci}: {error}");
+        match Self::__new(driver, pci) {
+            Ok(unbound) => unbound,
+            Err(error) => panic!("{driver} could not be unbound from {pci}: {error}"),
         }
-        unbound
+    }
+
+    /// Unbinds a device.
+    pub fn __new(driver: &'static str, pci: PciAddress) -> io::Result<Self> {
+        let unbound = Self { driver, pci };
+        unbound.tell("unbind").map(|()| unbound)
     }
 
     /// Tries to bind the device again; once more when this is dropped.
