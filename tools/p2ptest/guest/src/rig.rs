@@ -3,6 +3,7 @@
 //! that are exported and registered, and a connected queue pair.
 
 use crate::gpu::{Bo, Gpu, Placement};
+use crate::map::Mapping;
 use crate::nic::{ACCESS_ALL, Nic, Qp, Region};
 use crate::sys::uapi::*;
 use std::os::fd::OwnedFd;
@@ -38,6 +39,15 @@ pub struct Registered<'r> {
     pub fd: OwnedFd,
     /// The object
     pub bo: Bo<'r>,
+}
+
+/// An object whose pages are in slots that are apart.
+#[derive(Debug)]
+pub struct Scattered<'r> {
+    /// The object
+    pub object: Exported<'r>,
+    /// What is between them
+    pub filler: Bo<'r>,
 }
 
 /// A queue pair of each NIC, connected.
@@ -91,6 +101,12 @@ impl Rig {
     /// Makes NIC `index` map a region of it, by sending a page of it.
     #[track_caller]
     pub fn touch(&self, index: usize, held: &Registered<'_>) {
+        self.touch_region(index, &held.region);
+    }
+
+    /// The same with a region alone.
+    #[track_caller]
+    pub fn touch_region(&self, index: usize, region: &Region<'_>) {
         let page = self.gpu[index].page;
         let sink = self.register(1 - index, page, Placement::System);
         let wire = self.connect(4);
@@ -98,11 +114,38 @@ impl Rig {
         // One page is enough: a region is mapped as a whole.
         qp.post_send(request(
             P2PNIC_OP_WRITE,
-            (&held.region, 0),
+            (region, 0),
             (&sink.region, 0),
             page,
         ));
         qp.expect(P2PNIC_STATUS_OK);
+    }
+
+    /// An object of GPU `index` whose pages are in slots no two of which are
+    /// adjacent: in as many ranges of the aperture as it has pages.
+    #[track_caller]
+    pub fn scatter(&self, index: usize, pages: u64) -> Scattered<'_> {
+        /// Pages that a fault can show at once.
+        const GROUP: u64 = 16;
+        let gpu = &self.gpu[index];
+        let load = |map: &Mapping, page: u64| {
+            map.load(usize::try_from(page * gpu.page).expect("an offset in memory"));
+        };
+        // When no slot is free, a fault takes the one that was used first.
+        let all = gpu.create(gpu.aperture(), Placement::Vram);
+        let map = all.map();
+        (0..gpu.slots).for_each(|page| load(&map, page));
+        let object = self.export(index, pages * gpu.page, Placement::Vram);
+        let filler = gpu.create(pages * gpu.page, Placement::Vram);
+        let (one, other) = (object.bo.map(), filler.map());
+        for start in (0..pages).step_by(GROUP as usize) {
+            // Backwards: a walk forwards is given more than the page that it touches.
+            for page in (start..pages.min(start + GROUP)).rev() {
+                load(&one, page);
+                load(&other, page);
+            }
+        }
+        Scattered { object, filler }
     }
 
     /// A connected pair of queue pairs with room for this many requests.

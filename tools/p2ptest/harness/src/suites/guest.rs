@@ -37,7 +37,7 @@ const EXIT_FAIL: i32 = 98;
 
 /// The programs whose subject depends on the route between devices. The others see the
 /// same in all topologies, and run behind the switch only.
-const ROUTED: [&str; 3] = ["p2p_export", "p2p_invalidate", "p2p_nic"];
+const ROUTED: [&str; 4] = ["p2p_contract", "p2p_export", "p2p_invalidate", "p2p_nic"];
 
 /// Where tests run: a kernel, and devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
