@@ -8,7 +8,7 @@ use p2pguest::drm::PciAddress;
 use p2pguest::gpu::{Bo, Gpu, Placement};
 use p2pguest::igt::{self, Subtest};
 use p2pguest::nic::ACCESS_ALL;
-use p2pguest::pattern::Pattern;
+use p2pguest::pattern::{Pattern, assert_same};
 use p2pguest::rig::{RESERVED, Registered, Rig, request};
 use p2pguest::sys::uapi::*;
 use p2pguest::topology::Topology;
@@ -63,6 +63,9 @@ const SUBTESTS: &[Subtest] = subtests![
     /// A peer gets the aperture where there is a route, else system memory, which
     /// is counted; the bytes are right either way.
     peer_gets_what_the_route_allows,
+    /// Objects in 1, 2 and 1000 ranges of the aperture, and in every second slot,
+    /// map on every route, and the bytes are right.
+    scattered_objects_map,
 ];
 
 fn main() -> ExitCode {
@@ -521,4 +524,44 @@ fn peer_gets_what_the_route_allows() {
         [peer, peer, ram, ram],
         "bytes through BARs, and of memory"
     );
+}
+
+fn scattered_objects_map() {
+    let rig = Rig::open();
+    let gpu = &rig.gpu[1];
+    for ranges in [1, 2, 1000, gpu.slots / 2] {
+        println!("{ranges} ranges");
+        let scattered = rig.scatter(1, ranges);
+        let bo = &scattered.object.bo;
+        let region = rig.nic[1].register(&scattered.object.fd, ACCESS_ALL, bo.size);
+        rig.touch_region(1, &region);
+        let (info, segments) = (bo.info(), u64::from(region.info().segments));
+        match Topology::current() {
+            Topology::Switch | Topology::Bridge => assert_eq!(segments, ranges, "of the BAR"),
+            Topology::Iommu => assert_eq!(segments, 1, "of IOVAs"),
+            Topology::None => assert_eq!((info.peer_maps, info.system_maps), (0, 1)),
+        }
+        if Topology::current().has_route() {
+            assert_eq!((info.peer_maps, info.system_maps), (1, 0));
+            assert_eq!(u64::from(info.peer_slots), ranges);
+        }
+        // A page each at the start, in the middle and at the end.
+        let source = rig.register(0, gpu.page, Placement::System);
+        let wire = rig.connect(4);
+        for (seed, page) in [0, ranges / 2, ranges - 1].into_iter().enumerate() {
+            let pattern = Pattern(1000 + seed as u64);
+            source.bo.fill(pattern);
+            let at = page * gpu.page;
+            wire.near.post_send(request(
+                P2PNIC_OP_WRITE,
+                (&source.region, 0),
+                (&region, at),
+                gpu.page,
+            ));
+            wire.near.expect(P2PNIC_STATUS_OK);
+            let found = bo.download(at, gpu.page as usize);
+            let expected = pattern.bytes(0, gpu.page as usize);
+            assert_same(&found, &expected, &format!("page {page} of {ranges}"));
+        }
+    }
 }

@@ -35,9 +35,11 @@ const DEBUG_PART: [&str; 4] = ["p2p_export", "p2p_failnth", "p2p_invalidate", "p
 const EXIT_SKIP: i32 = 77;
 const EXIT_FAIL: i32 = 98;
 
-/// The programs whose subject depends on the route between devices. The others see the
-/// same in all topologies, and run behind the switch only.
+/// The programs whose subject depends on the route between devices.
 const ROUTED: [&str; 4] = ["p2p_contract", "p2p_export", "p2p_invalidate", "p2p_nic"];
+/// Those that test the IOMMU, and run behind it only. All others see the same in all
+/// topologies, and run behind the switch.
+const TRANSLATED: [&str; 1] = ["p2p_iommu"];
 
 /// Where tests run: a kernel, and devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +92,11 @@ impl Place {
             topology: Topology::Switch,
             mode: Mode::Mapped,
         };
-        let has_subject = self.setup.topology == Topology::Switch || ROUTED.contains(&program);
+        let topology = self.setup.topology;
+        let has_subject = match TRANSLATED.contains(&program) {
+            true => topology == Topology::Iommu,
+            false => topology == Topology::Switch || ROUTED.contains(&program),
+        };
         has_subject
             && match (self.flavour, debug) {
                 (Flavour::Release, debug) => debug != Some(true),
@@ -472,6 +478,8 @@ mod tests {
         part.push("debug-mapped".into());
         assert_eq!(places("p2p_export", None), part);
         assert_eq!(places("p2p_gem", None), ["mapped", "trapped"]);
+        let translated = ["iommu-mapped", "iommu-trapped"];
+        assert_eq!(places("p2p_iommu", Some(false)), translated);
         let debug = ["debug-mapped", "debug-trapped"];
         assert_eq!(places("p2p_gem", Some(true)), debug);
     }
