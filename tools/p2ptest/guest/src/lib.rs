@@ -9,6 +9,7 @@
 
 pub mod binding;
 pub mod debugfs;
+pub mod dmabuf;
 pub mod drm;
 pub mod failnth;
 pub mod gpu;
