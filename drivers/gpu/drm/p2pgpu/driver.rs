@@ -393,6 +393,7 @@ impl pci::Driver for P2pGpu {
         pdev: &'bound pci::Device<device::Core<'_>>,
         _info: Option<&'bound Self::IdInfo>,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+        removal::check(pdev)?;
         pdev.enable_device_mem()?;
         pdev.set_master();
         // SAFETY: Nobody does DMA yet: the device is being probed.

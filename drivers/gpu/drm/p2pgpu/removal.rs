@@ -72,29 +72,32 @@ fn is_at(dev: &DrmDevice, pdev: &pci::Device<Bound>) -> bool {
     parent.as_ref().name() == pdev.as_ref().name()
 }
 
+/// Before anything is done to a device that is being bound. `EBUSY`: importers still hold addresses
+/// of an earlier binding.
+pub(crate) fn check(pdev: &pci::Device<Bound>) -> Result {
+    let devices = DEVICES.lock();
+    for dev in devices.iter().filter(|dev| is_at(dev, pdev)) {
+        let kept = dev.mappings();
+        if kept != 0 {
+            dev_err!(
+                pdev,
+                "importers keep {} mappings of an earlier binding\n",
+                kept
+            );
+            return Err(EBUSY);
+        }
+    }
+    Ok(())
+}
+
 /// Keeps a device from being bound again while importers hold mappings of it.
 pub(crate) struct Entry(ARef<DrmDevice>);
 
 impl Entry {
-    /// `EBUSY`: importers still hold addresses of an earlier binding.
+    /// Of a device that [`check`] lets be bound.
     pub(crate) fn new(pdev: &pci::Device<Bound>, dev: &DrmDevice) -> Result<Self> {
         let mut devices = DEVICES.lock();
-        let mut index = 0;
-        while let Some(other) = devices.get(index) {
-            if !is_at(other, pdev) {
-                index += 1;
-                continue;
-            }
-            if other.mappings() != 0 {
-                dev_err!(
-                    pdev,
-                    "importers keep {} mappings of an earlier binding\n",
-                    other.mappings()
-                );
-                return Err(EBUSY);
-            }
-            let _ = devices.remove(index);
-        }
+        devices.retain(|other| !is_at(other, pdev));
         devices.push(dev.into(), GFP_KERNEL)?;
         Ok(Self(dev.into()))
     }
