@@ -2,8 +2,10 @@
 //! Tests that devices can go away at any time: while NICs transfer, CPUs touch
 //! mappings and processes hold files; and that they come back and work.
 
+mod kept;
 mod load;
 
+use kept::*;
 use load::Load;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -34,10 +36,16 @@ const SUBTESTS: &[Subtest] = subtests![
     unbind_cycles,
     /// A driver that is in use is not unloaded; one that is not is, and comes back.
     driver_unload,
+    /// An importer that never unmaps: unbinding ends all the same, says so, and leaves
+    /// it what it has; the device comes back when the importer has let go.
+    importer_never_unmaps,
     /// A GPU is removed from the bus under load, and found again.
     gpu_unplug,
     /// A NIC is removed from the bus under load, and found again.
     nic_unplug,
+    /// An access that never ends: unmapping ends all the same, says so, and nobody else
+    /// gets its slots and pages.
+    access_never_ends,
     /// A GPU is pulled out under load: it does not answer any more.
     gpu_surprise_removal,
     /// A NIC is pulled out in a transfer: it does not answer any more.
