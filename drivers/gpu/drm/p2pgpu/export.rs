@@ -149,6 +149,8 @@ pub(crate) struct Attachment {
     pins: Atomic<u32>,
     /// Names its dma-buf among those of the object.
     dmabuf: u64,
+    /// It could be given slots when it came.
+    is_peer: bool,
 }
 
 /// What a dma-buf shows: an object, or some pages of it.
@@ -172,26 +174,39 @@ impl<'a> View<'a> {
 
     fn attach(&self, importer: &ImporterInfo<'_>) -> Result<Attachment> {
         let obj = self.obj;
-        with_live_gpu(obj, |gpu| check(obj, gpu, importer))?;
+        let is_peer = with_live_gpu(obj, |gpu| {
+            check(obj, gpu, importer)?;
+            Ok(is_peer(gpu, importer))
+        })?;
         let device = importer.device();
-        let dmabuf = obj.importers.lock().add(importer.dmabuf(), device)?;
-        let attached = obj.dev().attached(obj);
-        if attached.is_err() {
-            detach(obj, dmabuf, device);
-        }
-        attached.map(|()| Attachment {
+        let mut importers = obj.importers.lock();
+        let dmabuf = importers.add(importer.dmabuf(), device, is_peer)?;
+        drop(importers);
+        let data = Attachment {
             device: device.into(),
             pins: Atomic::new(0),
             dmabuf,
-        })
+            is_peer,
+        };
+        let attached = obj.dev().attached(obj);
+        if attached.is_err() {
+            detach(obj, &data);
+        }
+        attached.map(|()| data)
     }
 
     fn pin(&self, importer: &ImporterInfo<'_>, data: &Attachment, held: Held<'_>) -> Result {
         let obj = self.obj;
         with_live_gpu(obj, |gpu| {
             check(obj, gpu, importer)?;
-            let count = obj.state.lock().pins.checked_add(1).ok_or(ENOSPC)?;
-            if !is_peer(gpu, importer) {
+            let (pins, strict) = {
+                let state = obj.state.lock();
+                (state.pins, state.has_flag(uapi::P2PGPU_PEER_STRICT))
+            };
+            let count = pins.checked_add(1).ok_or(ENOSPC)?;
+            // It is to be where all who are attached can use it, unless others hold it there.
+            let shared = pins == 0 && !strict && obj.importers.lock().without_slots != 0;
+            if shared || !is_peer(gpu, importer) {
                 // The core takes EBUSY for a bug of ours.
                 fall_back(obj, gpu, held).map_err(busy_is_no_space)?;
             } else if obj.placement().kind() == PlacementKind::Vram {
@@ -373,7 +388,7 @@ macro_rules! exporter {
             fn detach(source: &$source, data: &Attachment) {
                 let obj: &Object = ($obj)(source);
                 obj.dev().detached(obj);
-                detach(obj, data.dmabuf, &data.device);
+                detach(obj, data);
             }
 
             fn pin(
@@ -465,7 +480,9 @@ fn unhold(obj: &Object, slots: &[SlotId]) {
 }
 
 /// Forgets one importer, and its dma-buf with the last.
-fn detach(obj: &Object, dmabuf: u64, device: &device::Device) {
-    let last = obj.importers.lock().remove(dmabuf, device);
+fn detach(obj: &Object, data: &Attachment) {
+    let mut importers = obj.importers.lock();
+    let last = importers.remove(data.dmabuf, &data.device, data.is_peer);
+    drop(importers);
     drop(last);
 }

@@ -239,6 +239,8 @@ pub(crate) struct Importers {
     last_id: u64,
     /// The devices of the importers, one for each attachment.
     pub(crate) devices: KVec<ARef<device::Device>>,
+    /// Attachments that can be given system memory only.
+    pub(crate) without_slots: u32,
 }
 
 struct Imported {
@@ -256,10 +258,17 @@ impl Importers {
     }
 
     /// Adds one, whose device `device` is attached to `dmabuf`, and returns what names that.
-    pub(crate) fn add(&mut self, dmabuf: &DmaBuf, device: &device::Device) -> Result<u64> {
+    /// `is_peer`: it can be given slots.
+    pub(crate) fn add(
+        &mut self,
+        dmabuf: &DmaBuf,
+        device: &device::Device,
+        is_peer: bool,
+    ) -> Result<u64> {
         self.devices.reserve(1, GFP_KERNEL)?;
         let id = self.add_dmabuf(dmabuf)?;
         self.devices.push(device.into(), GFP_KERNEL)?;
+        self.without_slots += u32::from(!is_peer);
         Ok(id)
     }
 
@@ -282,7 +291,13 @@ impl Importers {
 
     /// Takes one away, whose device `device` was attached to dma-buf `id`, which is returned if it
     /// was the last.
-    pub(crate) fn remove(&mut self, id: u64, device: &device::Device) -> Option<ARef<DmaBuf>> {
+    pub(crate) fn remove(
+        &mut self,
+        id: u64,
+        device: &device::Device,
+        is_peer: bool,
+    ) -> Option<ARef<DmaBuf>> {
+        self.without_slots = self.without_slots.saturating_sub(u32::from(!is_peer));
         let place = self
             .devices
             .iter()

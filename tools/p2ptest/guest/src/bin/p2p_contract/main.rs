@@ -37,6 +37,8 @@ const SUBTESTS: &[Subtest] = subtests![
     rule_5_deaf_importer_must_pin,
     /// Rule 6: a pin that cannot be had is refused with ENOSPC, never EBUSY.
     rule_6_pin_is_never_busy,
+    /// Rule 6: an object is pinned where all who are attached can use it.
+    rule_6_pin_suits_all_who_are_attached,
     /// Rule 6: a pin returns when the move that it needs is done.
     rule_6_pin_ends_moves,
     /// Rule 7: each map gives a new table, page aligned, that lives by itself.

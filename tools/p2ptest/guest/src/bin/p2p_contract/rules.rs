@@ -244,6 +244,33 @@ pub fn rule_6_pin_is_never_busy() {
     assert_eq!(exported.bo.info().pins, 2);
 }
 
+pub fn rule_6_pin_suits_all_who_are_attached() {
+    require_route();
+    let rig = Rig::open();
+    let peer = Attach::peer(device(&rig));
+    for (other, expected) in [
+        (peer, P2PGPU_PLACEMENT_VRAM),
+        (peer.no_peer(), P2PGPU_PLACEMENT_SYSTEM),
+        (peer.kind(Kind::Static), P2PGPU_PLACEMENT_SYSTEM),
+    ] {
+        let exported = rig.export(1, 4 * PAGE, Placement::Vram);
+        let placement = || exported.bo.info().placement;
+        let importer = Importer::attach(&exported.fd, peer);
+        let beside = Importer::attach(&exported.fd, other);
+        importer.pin();
+        assert_eq!(placement(), expected, "beside {other:?}");
+        importer.unpin();
+        beside.detach();
+        exported.bo.move_to(Placement::Vram);
+        importer.pin();
+        assert_eq!(placement(), P2PGPU_PLACEMENT_VRAM, "alone");
+        // Who comes when it is pinned does not change that.
+        let _late = Importer::attach(&exported.fd, other);
+        importer.pin();
+        assert_eq!(placement(), P2PGPU_PLACEMENT_VRAM);
+    }
+}
+
 pub fn rule_6_pin_ends_moves() {
     let rig = Rig::open();
     let size = rig.bulk_size();
