@@ -2,8 +2,10 @@
 //! Tests of the route through an IOMMU: what addresses devices hold, that they
 //! reach what they were given and nothing else, and no longer than they may.
 
+use p2pguest::failnth::{FailNth, What};
 use p2pguest::gpu::Placement;
 use p2pguest::igt::{self, Subtest};
+use p2pguest::importer::{Attach, Direction, Importer};
 use p2pguest::memory::{self, aperture};
 use p2pguest::nic::ACCESS_ALL;
 use p2pguest::pattern::{Pattern, assert_same};
@@ -42,6 +44,8 @@ const SUBTESTS: &[Subtest] = subtests![
     physical_address_is_refused,
     /// What lies behind the end of what a NIC holds is refused.
     past_the_end_is_refused,
+    /// A mapping that fails half-way gives back the addresses that it was to have.
+    failed_mapping_gives_back_its_addresses,
 ];
 
 fn main() -> ExitCode {
@@ -271,4 +275,31 @@ fn past_the_end_is_refused() {
     assert_refused(true, start + len);
     assert_refused(false, start + len);
     held.bo.assert_holds(Pattern(9));
+}
+
+fn failed_mapping_gives_back_its_addresses() {
+    let rig = rig();
+    let failures = FailNth::open(What::Allocations);
+    // Addresses of so many pages are not kept in a cache: the topmost that are free are
+    // handed out.
+    let exported = rig.export(1, 64 * PAGE, Placement::Vram);
+    let importer = Importer::attach(&exported.fd, Attach::peer(rig.nic[1].pci()));
+    let address = || {
+        let index = importer.map(Direction::Both);
+        let address = importer.ranges(index)[0].dma;
+        importer.unmap(index);
+        address
+    };
+    let first = address();
+    let tried = failures.exhaust(
+        || (),
+        |()| importer.__map(Direction::Both),
+        |(), mapped| {
+            if let Ok((index, _)) = mapped {
+                importer.unmap(*index);
+            }
+            assert_eq!(address(), first, "others are in use");
+        },
+    );
+    assert!(tried.refused > 0);
 }

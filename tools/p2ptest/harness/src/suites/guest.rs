@@ -29,8 +29,14 @@ const LIST_LIMIT: Duration = Duration::from_secs(30);
 /// Guests that do not come up one after another, before the rest is given up.
 const MAX_DEAD_BOOTS: usize = 2;
 /// What runs on the debug kernel in every run, in mapped mode: the programs that
-/// map, move and revoke most, and the one that needs it.
-const DEBUG_PART: [&str; 4] = ["p2p_export", "p2p_failnth", "p2p_invalidate", "p2p_remove"];
+/// map, move and revoke most, and those with subtests that need it.
+const DEBUG_PART: [(&str, Topology); 5] = [
+    ("p2p_export", Topology::Switch),
+    ("p2p_failnth", Topology::Switch),
+    ("p2p_invalidate", Topology::Switch),
+    ("p2p_iommu", Topology::Iommu),
+    ("p2p_remove", Topology::Switch),
+];
 /// IGT's exit codes.
 const EXIT_SKIP: i32 = 77;
 const EXIT_FAIL: i32 = 98;
@@ -88,10 +94,6 @@ impl Place {
     /// Whether a run tests a program here. Unless the user asks for the debug
     /// kernel, or for none of it, it has a part of the tests.
     fn runs(self, program: &str, debug: Option<bool>) -> bool {
-        const PART: Setup = Setup {
-            topology: Topology::Switch,
-            mode: Mode::Mapped,
-        };
         let topology = self.setup.topology;
         let has_subject = match TRANSLATED.contains(&program) {
             true => topology == Topology::Iommu,
@@ -101,7 +103,9 @@ impl Place {
             && match (self.flavour, debug) {
                 (Flavour::Release, debug) => debug != Some(true),
                 (Flavour::Debug, Some(debug)) => debug,
-                (Flavour::Debug, None) => self.setup == PART && DEBUG_PART.contains(&program),
+                (Flavour::Debug, None) => {
+                    self.setup.mode == Mode::Mapped && DEBUG_PART.contains(&(program, topology))
+                }
             }
     }
 }
@@ -480,6 +484,8 @@ mod tests {
         assert_eq!(places("p2p_gem", None), ["mapped", "trapped"]);
         let translated = ["iommu-mapped", "iommu-trapped"];
         assert_eq!(places("p2p_iommu", Some(false)), translated);
+        let in_part = places("p2p_iommu", None);
+        assert_eq!(in_part.last().unwrap(), "debug-iommu-mapped");
         let debug = ["debug-mapped", "debug-trapped"];
         assert_eq!(places("p2p_gem", Some(true)), debug);
     }
