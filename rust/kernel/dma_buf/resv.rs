@@ -112,6 +112,12 @@ impl Resv {
         self.wait_raw(usage, timeout, true)
     }
 
+    /// Whether all fences up to `usage` have signalled. The lock need not be held.
+    pub fn is_idle(&self, usage: Usage) -> bool {
+        // SAFETY: `self` is valid.
+        unsafe { bindings::dma_resv_test_signaled(self.as_raw(), usage.into()) }
+    }
+
     fn wait_raw(&self, usage: Usage, timeout: Jiffies, interruptible: bool) -> Result {
         // The C side takes it as signed.
         let timeout = timeout.min(isize::MAX.cast_unsigned());
