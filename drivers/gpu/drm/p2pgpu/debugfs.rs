@@ -187,7 +187,7 @@ fn counters(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::
 fn refusals(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     with_gpu(drm, |dev, _| {
         for (name, count) in dev.refusals.iter() {
-            writeln!(f, "{name} {count}")?;
+            writeln!(f, "{} {count}", name.to_str().map_err(|_| fmt::Error)?)?;
         }
         Ok(())
     })

@@ -37,6 +37,7 @@ use crate::{
         Class,
         SlotId, //
     },
+    trace,
     vram::VramPages, //
 };
 use core::ops::{
@@ -132,13 +133,14 @@ fn check(obj: &Object, gpu: &Gpu<'_>, importer: &ImporterInfo<'_>) -> Result {
 }
 
 /// Moves the object to system memory, as an importer cannot be given slots.
-fn fall_back(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>) -> Result {
+fn fall_back(obj: &Object, gpu: &Gpu<'_>, importer: &ImporterInfo<'_>, held: Held<'_>) -> Result {
     if obj.placement().kind() == PlacementKind::System {
         return Ok(());
     }
     migrate::migrate(obj, gpu, held, PlacementKind::System)?;
     obj.state.lock().fall_backs += 1;
     obj.dev().activity.fall_backs.up();
+    trace::fall_back(obj, importer.device());
     Ok(())
 }
 
@@ -208,7 +210,7 @@ impl<'a> View<'a> {
             let shared = pins == 0 && !strict && obj.importers.lock().without_slots != 0;
             if shared || !is_peer(gpu, importer) {
                 // The core takes EBUSY for a bug of ours.
-                fall_back(obj, gpu, held).map_err(busy_is_no_space)?;
+                fall_back(obj, gpu, importer, held).map_err(busy_is_no_space)?;
             } else if obj.placement().kind() == PlacementKind::Vram {
                 pin_slots(obj)?;
             }
@@ -240,7 +242,9 @@ impl<'a> View<'a> {
                 Placement::Vram(vram) if is_peer(gpu, importer) => {
                     match self.hold_slots(gpu, &vram, held) {
                         Ok(slots) => {
-                            return map_slots(obj, gpu, importer, (vram, slots), held, dir)
+                            let mapped = map_slots(obj, gpu, importer, (vram, slots), held, dir)?;
+                            self.trace(importer.device(), true).map();
+                            return Ok(mapped);
                         }
                         Err(ENOSPC) => {}
                         Err(error) => return Err(error),
@@ -251,14 +255,50 @@ impl<'a> View<'a> {
                 }
                 _ => {}
             }
-            fall_back(obj, gpu, held)?;
+            fall_back(obj, gpu, importer, held)?;
             let Placement::System(pages) = obj.placement() else {
                 return Err(EINVAL);
             };
             let table = importer.map_pages(pages, self.pages.clone(), dir)?;
             mapped(obj).system_maps += 1;
+            self.trace(importer.device(), false).map();
             Ok((table, Mapping::System))
         })
+    }
+
+    /// Undoes a mapping. Its slots may show something else when this returns: it waits for the
+    /// accesses of importers, which may outlast their mappings.
+    fn unmap(&self, data: &Attachment, held: Held<'_>, mapping: Mapping) {
+        let obj = self.obj;
+        let aperture = matches!(mapping, Mapping::Aperture { .. });
+        self.trace(&data.device, aperture).unmap();
+        if let (true, Err(error)) = (aperture, migrate::wait_for_accesses(held)) {
+            // The slots, and the pages that they show, are nobody's any more.
+            core::mem::forget(mapping);
+            gem::report_lost_slots(Err(error));
+            return;
+        }
+        {
+            let mut state = obj.state.lock();
+            state.mappings = state.mappings.saturating_sub(1);
+            if aperture {
+                state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
+            }
+        }
+        if let Mapping::Aperture { slots, .. } = &mapping {
+            unhold(obj, slots);
+            obj.dev().activity.peer_unmaps.up();
+        }
+        obj.dev().mapping_count(-1);
+    }
+
+    fn trace<'b>(&'b self, importer: &'b device::Device, aperture: bool) -> trace::Mapping<'b> {
+        trace::Mapping {
+            obj: self.obj,
+            importer,
+            pages: self.pages.clone(),
+            aperture,
+        }
     }
 
     /// Shows the pages in slots, which a peer holds then. If need be others are told to let go.
@@ -351,29 +391,6 @@ fn unpin(obj: &Object, data: &Attachment) {
     }
 }
 
-/// Undoes a mapping. Its slots may show something else when this returns: it waits for the accesses
-/// of importers, which may outlast their mappings.
-fn unmap(obj: &Object, held: Held<'_>, mapping: Mapping) {
-    if let (Mapping::Aperture { .. }, Err(error)) = (&mapping, migrate::wait_for_accesses(held)) {
-        // The slots, and the pages that they show, are nobody's any more.
-        core::mem::forget(mapping);
-        gem::report_lost_slots(Err(error));
-        return;
-    }
-    {
-        let mut state = obj.state.lock();
-        state.mappings = state.mappings.saturating_sub(1);
-        if let Mapping::Aperture { .. } = &mapping {
-            state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
-        }
-    }
-    if let Mapping::Aperture { slots, .. } = &mapping {
-        unhold(obj, slots);
-        obj.dev().activity.peer_unmaps.up();
-    }
-    obj.dev().mapping_count(-1);
-}
-
 macro_rules! exporter {
     ($exporter:ty, $source:ty, $view:expr, $obj:expr) => {
         impl Exporter for $exporter {
@@ -414,8 +431,8 @@ macro_rules! exporter {
                 ($view)(source).map(importer, data, held, dir)
             }
 
-            fn unmap(source: &$source, _data: &Attachment, held: Held<'_>, mapping: Mapping) {
-                unmap(($obj)(source), held, mapping);
+            fn unmap(source: &$source, data: &Attachment, held: Held<'_>, mapping: Mapping) {
+                ($view)(source).unmap(data, held, mapping);
             }
         }
     };

@@ -15,7 +15,8 @@ use crate::{
         Object,
         Placement,
         PlacementKind, //
-    }, //
+    },
+    trace, //
 };
 use kernel::{
     dma::DataDirection,
@@ -39,12 +40,16 @@ pub(crate) fn tell_importers(obj: &Object, held: Held<'_>) -> Result {
     if dmabuf.is_none() {
         return Ok(());
     }
-    {
+    let mappings = {
         let mut state = obj.state.lock();
         if state.mappings != 0 {
             state.invalidations += 1;
             obj.dev().activity.invalidations.up();
         }
+        state.mappings
+    };
+    if mappings != 0 {
+        trace::invalidate(obj, mappings);
     }
     // Who attaches meanwhile cannot map: that takes the lock.
     while let Some((id, one)) = dmabuf {
@@ -81,11 +86,18 @@ pub(crate) fn migrate(
     held: Held<'_>,
     target: PlacementKind,
 ) -> Result {
+    if obj.placement().kind() == target {
+        return Ok(());
+    }
+    let result = move_to(obj, gpu, held, target);
+    trace::migrate(obj, target, result);
+    result
+}
+
+/// As [`migrate`], for an object that is elsewhere.
+fn move_to(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>, target: PlacementKind) -> Result {
     let (old, promised) = {
         let state = obj.state.lock();
-        if state.placement.kind() == target {
-            return Ok(());
-        }
         if state.pins != 0 {
             return Err(EBUSY);
         }

@@ -20,7 +20,8 @@ use crate::{
     },
     migrate,
     settings::Number,
-    slots::NoPromise, //
+    slots::NoPromise,
+    trace, //
 };
 use kernel::{
     dma_buf::resv::Held,
@@ -158,11 +159,13 @@ impl<'a> Victims<'a> {
             // An importer that does not let go just yields nothing: the next one is asked.
             if self.is_own(&victim) {
                 if let Some(held) = self.held {
+                    trace::pressure(self.own, &victim);
                     let _ = migrate::invalidate(&victim, held);
                     return Told::One;
                 }
             } else if let Some(guard) = victim.resv().try_lock() {
                 if lends(&victim.state.lock()).is_some() {
+                    trace::pressure(self.own, &victim);
                     let _ = migrate::invalidate(&victim, guard.held());
                     return Told::One;
                 }

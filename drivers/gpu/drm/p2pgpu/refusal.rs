@@ -2,7 +2,10 @@
 
 //! Refusals: why a peer does not get what it asks for, and how often that happened.
 
-use crate::gem::Object;
+use crate::{
+    gem::Object,
+    trace, //
+};
 use kernel::{
     prelude::*,
     sync::atomic::{
@@ -22,8 +25,8 @@ macro_rules! reasons {
         impl Reason {
             const ALL: &[Self] = &[$(Self::$reason),+];
 
-            /// What debugfs calls it.
-            pub(crate) fn name(self) -> &'static str {
+            /// What debugfs and the trace call it.
+            pub(crate) fn name(self) -> &'static CStr {
                 match self { $(Self::$reason => $name,)+ }
             }
 
@@ -37,21 +40,21 @@ macro_rules! reasons {
 
 reasons! {
     /// The object is not flagged exportable.
-    NotFlagged, "not_flagged", EPERM;
+    NotFlagged, c"not_flagged", EPERM;
     /// The device's policy denies the importer.
-    Policy, "policy", EPERM;
+    Policy, c"policy", EPERM;
     /// Peers may only read the object, and the importer would be able to write.
-    ReadOnly, "read_only", EACCES;
+    ReadOnly, c"read_only", EACCES;
     /// The object is strict, and the importer cannot be a peer.
-    NoRoute, "no_route", EXDEV;
+    NoRoute, c"no_route", EXDEV;
     /// The object is strict or is to be pinned, and there are too few slots.
-    NoSlots, "no_slots", ENOSPC;
+    NoSlots, c"no_slots", ENOSPC;
     /// Importers pin as much as they may.
-    PinLimit, "pin_limit", ENOSPC;
+    PinLimit, c"pin_limit", ENOSPC;
     /// The slots for a reservation are promised to others.
-    Reservation, "reservation", ENOSPC;
+    Reservation, c"reservation", ENOSPC;
     /// The importer neither pins nor can be told to let go.
-    Deaf, "deaf", EOPNOTSUPP;
+    Deaf, c"deaf", EOPNOTSUPP;
 }
 
 /// How often each reason was given, on a device.
@@ -70,15 +73,17 @@ impl Refusals {
     }
 
     /// Names of the reasons, and how often each was given.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static CStr, u64)> + '_ {
         let counts = self.0.iter().map(|counter| counter.load(Relaxed));
         Reason::ALL.iter().map(|reason| reason.name()).zip(counts)
     }
 }
 
-/// Counts a refusal, and says how it ends.
+/// Counts and traces a refusal, and says how it ends.
 pub(crate) fn refuse(obj: &Object, reason: Reason) -> Error {
     obj.dev().refusals.count(reason);
     obj.state.lock().refusals += 1;
-    reason.error()
+    let error = reason.error();
+    trace::refuse(obj.dev(), Some(obj), reason, error);
+    error
 }

@@ -59,7 +59,7 @@ const MODULES: [&str; 2] = ["p2pgpu", "p2pnic"];
 /// Crates of the kernel that hold code of ours.
 const CRATES: [&str; 3] = [
     "rust/kernel",
-    "drivers/gpu/drm/p2pgpu/p2pgpu",
+    "drivers/gpu/drm/p2pgpu/p2pgpu_main",
     "drivers/net/p2pnic/p2pnic",
 ];
 

@@ -8,7 +8,7 @@
 //! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
 //! - [`gem`], [`migrate`], [`export`], [`peer`]: objects, and who reaches them.
 //! - [`pressure`], [`limits`], [`policy`], [`refusal`]: who must let go, and who is refused.
-//! - [`file`], [`debugfs`], [`census`], [`activity`]: what userspace sees.
+//! - [`file`], [`debugfs`], [`census`], [`activity`], [`trace`]: what userspace sees.
 //!
 //! # Lock order
 //!
@@ -38,6 +38,7 @@ mod ring;
 mod settings;
 mod slots;
 mod table;
+mod trace;
 mod vram;
 
 use kernel::{

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Trace events: what importers are given, what they are refused, and what is taken back.
+//!
+//! The events are defined in `include/trace/events/p2pgpu.h`. An object is known by its first mmap
+//! offset, as in debugfs; 0 stands for one that does not exist yet.
+
+use crate::{
+    driver::DrmDevice,
+    gem::{
+        Object,
+        PlacementKind, //
+    },
+    refusal::Reason, //
+};
+use core::ops::Range;
+use kernel::{
+    device,
+    drm::gem::BaseObject,
+    ffi::{
+        c_char,
+        c_int, //
+    },
+    pci,
+    prelude::*,
+    tracepoint::declare_trace, //
+};
+
+declare_trace! {
+    /// # Safety
+    ///
+    /// The pointers are to strings.
+    unsafe fn p2pgpu_refuse(
+        dev: *const c_char,
+        object: u64,
+        reason: *const c_char,
+        error: c_int,
+    );
+    /// # Safety
+    ///
+    /// The pointers are to strings.
+    unsafe fn p2pgpu_fall_back(dev: *const c_char, object: u64, importer: *const c_char);
+    /// # Safety
+    ///
+    /// The pointers are to strings.
+    unsafe fn p2pgpu_map(
+        dev: *const c_char,
+        object: u64,
+        importer: *const c_char,
+        page: u64,
+        pages: u64,
+        aperture: bool,
+    );
+    /// # Safety
+    ///
+    /// The pointers are to strings.
+    unsafe fn p2pgpu_unmap(
+        dev: *const c_char,
+        object: u64,
+        importer: *const c_char,
+        page: u64,
+        pages: u64,
+        aperture: bool,
+    );
+    /// # Safety
+    ///
+    /// The pointer is to a string.
+    unsafe fn p2pgpu_invalidate(dev: *const c_char, object: u64, mappings: u32);
+    /// # Safety
+    ///
+    /// The pointer is to a string.
+    unsafe fn p2pgpu_migrate(dev: *const c_char, object: u64, vram: bool, error: c_int);
+    /// # Safety
+    ///
+    /// The pointer is to a string.
+    unsafe fn p2pgpu_pressure(dev: *const c_char, object: u64, victim: u64);
+}
+
+/// The PCI address of the GPU.
+fn address(dev: &DrmDevice) -> &CStr {
+    let pdev: &pci::Device = dev.as_ref();
+    pdev.as_ref().name()
+}
+
+fn id(obj: &Object) -> u64 {
+    // It has one already.
+    obj.create_mmap_offset().unwrap_or(0)
+}
+
+/// A mapping that an importer is given, or gives back.
+pub(crate) struct Mapping<'a> {
+    pub(crate) obj: &'a Object,
+    pub(crate) importer: &'a device::Device,
+    pub(crate) pages: Range<usize>,
+    /// It is of slots, not of system memory.
+    pub(crate) aperture: bool,
+}
+
+impl Mapping<'_> {
+    /// The importer is given it.
+    pub(crate) fn map(&self) {
+        let (dev, importer) = (address(self.obj.dev()), self.importer.name());
+        let (page, pages) = (self.pages.start as u64, self.pages.len() as u64);
+        // SAFETY: The strings live as long as the devices.
+        unsafe {
+            p2pgpu_map(
+                dev.as_char_ptr(),
+                id(self.obj),
+                importer.as_char_ptr(),
+                page,
+                pages,
+                self.aperture,
+            )
+        }
+    }
+
+    /// The importer gives it back.
+    pub(crate) fn unmap(&self) {
+        let (dev, importer) = (address(self.obj.dev()), self.importer.name());
+        let (page, pages) = (self.pages.start as u64, self.pages.len() as u64);
+        // SAFETY: The strings live as long as the devices.
+        unsafe {
+            p2pgpu_unmap(
+                dev.as_char_ptr(),
+                id(self.obj),
+                importer.as_char_ptr(),
+                page,
+                pages,
+                self.aperture,
+            )
+        }
+    }
+}
+
+/// A peer is refused; `obj` is `None` if the object was only to be made.
+pub(crate) fn refuse(dev: &DrmDevice, obj: Option<&Object>, reason: Reason, error: Error) {
+    let (dev, object) = (address(dev), obj.map_or(0, id));
+    // SAFETY: The one string lives as long as the device, the other for ever.
+    unsafe {
+        p2pgpu_refuse(
+            dev.as_char_ptr(),
+            object,
+            reason.name().as_char_ptr(),
+            error.to_errno(),
+        )
+    }
+}
+
+/// The object was moved to system memory, as the importer cannot be given slots.
+pub(crate) fn fall_back(obj: &Object, importer: &device::Device) {
+    let (dev, importer) = (address(obj.dev()), importer.name());
+    // SAFETY: The strings live as long as the devices.
+    unsafe { p2pgpu_fall_back(dev.as_char_ptr(), id(obj), importer.as_char_ptr()) }
+}
+
+/// Importers are told to let go of this many mappings of the object.
+pub(crate) fn invalidate(obj: &Object, mappings: u32) {
+    let dev = address(obj.dev());
+    // SAFETY: The string lives as long as the device.
+    unsafe { p2pgpu_invalidate(dev.as_char_ptr(), id(obj), mappings) }
+}
+
+/// The object has moved, or could not.
+pub(crate) fn migrate(obj: &Object, target: PlacementKind, result: Result) {
+    let dev = address(obj.dev());
+    let error = result.map_or_else(|error| error.to_errno(), |()| 0);
+    let vram = target == PlacementKind::Vram;
+    // SAFETY: The string lives as long as the device.
+    unsafe { p2pgpu_migrate(dev.as_char_ptr(), id(obj), vram, error) }
+}
+
+/// The peers of `victim` are told to let go, as `obj` needs slots.
+pub(crate) fn pressure(obj: &Object, victim: &Object) {
+    let dev = address(obj.dev());
+    // SAFETY: The string lives as long as the device.
+    unsafe { p2pgpu_pressure(dev.as_char_ptr(), id(obj), id(victim)) }
+}
