@@ -10,6 +10,7 @@ use crate::{
     },
     engine,
     export,
+    fdinfo,
     gem::{
         self,
         Object,
@@ -27,6 +28,7 @@ use kernel::{
     },
     drm::{
         self,
+        fdinfo::Printer,
         gem::{
             BaseObject,
             IntoGEMObject, //
@@ -49,6 +51,10 @@ impl drm::file::DriverFile for File {
 
     fn open(_dev: &DrmDevice) -> Result<Pin<KBox<Self>>> {
         Ok(KBox::new(Self, GFP_KERNEL)?.into())
+    }
+
+    fn show_fdinfo(dev: &DrmDevice<Registered>, file: &DrmFile, printer: &Printer) {
+        fdinfo::show(dev, file, printer);
     }
 }
 

@@ -360,6 +360,11 @@ pub(crate) fn page_count(obj: &Object) -> Result<u32> {
     Ok(u32::try_from(obj.size() >> SLOT_SHIFT)?)
 }
 
+/// Bytes of so many slots.
+pub(crate) fn slot_bytes(count: u32) -> u64 {
+    u64::from(count) << SLOT_SHIFT
+}
+
 impl gem::DriverObject for Bo {
     type Driver = DrmDriver;
     type Args = Placement;

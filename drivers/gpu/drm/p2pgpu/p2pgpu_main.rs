@@ -8,7 +8,7 @@
 //! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
 //! - [`gem`], [`migrate`], [`export`], [`peer`]: objects, and who reaches them.
 //! - [`pressure`], [`limits`], [`policy`], [`refusal`]: who must let go, and who is refused.
-//! - [`file`], [`debugfs`], [`census`], [`activity`], [`trace`]: what userspace sees.
+//! - [`file`], [`fdinfo`], [`debugfs`], [`census`], [`activity`], [`trace`]: what userspace sees.
 //!
 //! # Lock order
 //!
@@ -23,6 +23,7 @@ mod debugfs;
 mod driver;
 mod engine;
 mod export;
+mod fdinfo;
 mod file;
 mod gem;
 mod limits;
