@@ -80,6 +80,7 @@ fn mount_all() -> Result<()> {
         ("tmpfs", "/dev/shm"),
         ("tmpfs", "/tmp"),
         ("debugfs", "/sys/kernel/debug"),
+        ("tracefs", "/sys/kernel/tracing"),
     ] {
         fs::create_dir_all(target).with_context(|| format!("making {target}"))?;
         match mount(

@@ -26,6 +26,7 @@ pub mod stray;
 pub mod syncobj;
 pub mod sys;
 pub mod topology;
+pub mod trace;
 
 use nix::errno::Errno;
 use std::fmt;
