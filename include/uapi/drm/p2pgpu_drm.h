@@ -65,7 +65,8 @@ struct drm_p2pgpu_getparam {
  *
  * EINVAL: size is 0 or not a multiple of the slot size, unknown placement.
  * E2BIG: size is more than VRAM can ever hold (4 GiB for a system object).
- * ENOSPC: not enough free VRAM. EIO: the engine did not clear it.
+ * ENOSPC: not enough free VRAM, or more than the cgroup may have. EIO: the
+ * engine did not clear it.
  */
 struct drm_p2pgpu_gem_create {
 	/** @size: in: bytes */
@@ -128,9 +129,10 @@ struct drm_p2pgpu_gem_mmap_offset {
  * Peers of other objects are invalidated if they are in the way.
  *
  * EINVAL: unknown flag, or a flag without P2PGPU_PEER_EXPORTABLE. ENOENT: no
- * such handle. ENOSPC: the promises would not fit. EBUSY: an importer that
- * would have to let go pins the object, or does not let go in time; or the
- * promises would fit, but peers do not let go of the slots.
+ * such handle. ENOSPC: the promises would not fit, or are more than the process,
+ * all of them together, or the cgroup may have. EBUSY: an importer that would
+ * have to let go pins the object, or does not let go in time; or the promises
+ * would fit, but peers do not let go of the slots.
  */
 struct drm_p2pgpu_gem_set_peer {
 	/** @handle: in */
@@ -263,8 +265,8 @@ struct drm_p2pgpu_peer_query {
  * to where it is does nothing.
  *
  * EBUSY: an importer pins the object, does not let go, or lets go so late that
- * the promises could not be kept. ENOSPC: not enough free VRAM. EINVAL: unknown
- * placement or flag. ENOENT: no such handle. EIO: the copy failed and the
+ * the promises could not be kept. ENOSPC: not enough free VRAM, or more than the
+ * cgroup may have. EINVAL: unknown placement or flag. ENOENT: no such handle. EIO: the copy failed and the
  * object is where it was.
  */
 struct drm_p2pgpu_gem_move {

@@ -5,13 +5,14 @@
 use crate::{
     activity::Activity,
     aperture::Aperture,
+    cgroup::Regions,
     debugfs::DebugFiles,
     file::File,
     gem::{
         self,
         Object, //
     },
-    limits::Pins,
+    limits::Limits,
     policy::Policy,
     pressure::{
         Grace,
@@ -103,7 +104,10 @@ pub(crate) struct DrmData {
     pub(crate) activity: Activity,
     /// What importers pin, and may pin.
     #[pin]
-    pub(crate) pins: Pins,
+    pub(crate) pins: Limits,
+    /// What is reserved, and may be.
+    #[pin]
+    pub(crate) reservations: Limits,
     /// Which devices may be importers.
     #[pin]
     pub(crate) policy: Mutex<Policy>,
@@ -245,6 +249,8 @@ pub(crate) struct Gpu<'drm> {
     pub(crate) aperture_ring: Ring<'drm>,
     pub(crate) table: PageTable,
     pub(crate) provider: Provider<'drm>,
+    /// What is charged to cgroups.
+    pub(crate) cgroups: Regions,
     /// The aperture is in mapped mode.
     pub(crate) mapped: bool,
     pub(crate) bar: Arc<Bar<'drm>>,
@@ -286,6 +292,7 @@ impl<'drm> Gpu<'drm> {
     fn new(
         pdev: &'drm pci::Device<device::Bound>,
         bar: Arc<Bar<'drm>>,
+        vram: u64,
         slots: usize,
     ) -> impl PinInit<Self, Error> + use<'drm> {
         pin_init::pin_init_scope(move || {
@@ -310,6 +317,11 @@ impl<'drm> Gpu<'drm> {
                 aperture_ring <- Ring::new(pdev, bar.clone(), RingId::Aperture, aperture),
                 table,
                 provider: Provider::new(pdev, regs::BAR_APERTURE)?,
+                cgroups: Regions::new(
+                    dev.name(),
+                    vram,
+                    u64::try_from(slots)? << regs::SLOT_SHIFT,
+                )?,
                 mapped: bar.read(regs::FEATURES).mapped(),
                 fault_interrupts,
                 _irqs: irqs,
@@ -416,7 +428,8 @@ impl pci::Driver for P2pGpu {
             turn: Atomic::new(0),
             refusals: Refusals::new(),
             activity: Activity::new(),
-            pins <- Pins::new(u32::try_from(slots)?),
+            pins <- Limits::of_pins(u32::try_from(slots)?),
+            reservations <- Limits::of_reservations(),
             policy <- new_mutex!(Policy::new(), "p2pgpu::driver::policy"),
             grace: Grace::new(),
             promising <- new_mutex!((), "p2pgpu::driver::promising"),
@@ -428,7 +441,7 @@ impl pci::Driver for P2pGpu {
         }? Error);
         let drm = drm::UnregisteredDevice::<DrmDriver>::new(pdev, data)?;
         let entry = removal::Entry::new(bound, &drm)?;
-        let gpu = Gpu::new(bound, bar, slots);
+        let gpu = Gpu::new(bound, bar, vram_size, slots);
         // SAFETY: The registration is a field of the data of the binding, which is dropped at
         // unbind.
         let registration = unsafe { drm::Registration::new(bound.as_ref(), drm, gpu, 0)? };

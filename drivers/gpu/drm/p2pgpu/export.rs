@@ -12,6 +12,7 @@ use crate::{
         self,
         NotShown, //
     },
+    cgroup,
     driver::Gpu,
     gem::{
         self,
@@ -212,7 +213,7 @@ impl<'a> View<'a> {
                 // The core takes EBUSY for a bug of ours.
                 fall_back(obj, gpu, importer, held).map_err(busy_is_no_space)?;
             } else if obj.placement().kind() == PlacementKind::Vram {
-                pin_slots(obj)?;
+                pin_slots(gpu, obj)?;
             }
             obj.state.lock().pins = count;
             data.pins.fetch_add(1, Relaxed);
@@ -345,7 +346,7 @@ impl<'a> View<'a> {
 const WINDOW_PATIENCE: u32 = 4;
 
 /// Promises the slots of an object that is to be pinned in VRAM, unless it is already.
-fn pin_slots(obj: &Object) -> Result {
+fn pin_slots(gpu: &Gpu<'_>, obj: &Object) -> Result {
     let (owner, pinned, promised) = {
         let state = obj.state.lock();
         let pinned = state.is_pinned_in_vram();
@@ -360,13 +361,13 @@ fn pin_slots(obj: &Object) -> Result {
             ENOSPC => refuse(obj, Reason::PinLimit),
             error => error,
         })?;
-    if !promised {
-        pressure::promise(obj).map_err(|_| {
-            pins.remove(&owner, slots);
-            refuse(obj, Reason::NoSlots)
-        })?;
+    if promised {
+        return Ok(());
     }
-    Ok(())
+    let promised = cgroup::charge_slots(gpu, obj).and_then(|charge| {
+        pressure::promise(obj, charge).map_err(|_| refuse(obj, Reason::NoSlots))
+    });
+    promised.inspect_err(|_| pins.remove(&owner, slots))
 }
 
 /// Undoes one pin.

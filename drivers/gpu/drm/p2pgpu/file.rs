@@ -168,11 +168,11 @@ impl File {
 
     pub(crate) fn gem_set_peer(
         _dev: &DrmDevice<Registered>,
-        _gpu: &Gpu<'_>,
+        gpu: &Gpu<'_>,
         args: &mut uapi::drm_p2pgpu_gem_set_peer,
         file: &DrmFile,
     ) -> Result<u32> {
-        peer::set_flags(&*gem::lookup(file, args.handle)?, args.flags)?;
+        peer::set_flags(gpu, &*gem::lookup(file, args.handle)?, args.flags)?;
         Ok(0)
     }
 

@@ -8,6 +8,7 @@ use crate::{
         Names,
         NotShown, //
     },
+    cgroup,
     driver::{
         DrmDevice,
         DrmDriver,
@@ -17,8 +18,8 @@ use crate::{
         self,
         Extent, //
     },
+    peer,
     pressure::{
-        self,
         LastMap,
         Patience,
         Told,
@@ -38,6 +39,7 @@ use crate::{
 };
 use core::ops::Range;
 use kernel::{
+    cgroup::dmem::Charge,
     device,
     dma_buf::{
         pages::{
@@ -113,23 +115,33 @@ impl From<PlacementKind> for u32 {
 }
 
 impl Placement {
-    /// Allocates `size` bytes, not 0; what is in VRAM is not cleared.
-    pub(crate) fn alloc(dev: &DrmDevice, kind: PlacementKind, size: usize) -> Result<Self> {
+    /// Allocates `size` bytes, not 0, for `obj` or for an object that is to be made; what is in VRAM
+    /// is not cleared, and charged to the cgroup of the current task.
+    pub(crate) fn alloc(
+        dev: &DrmDevice,
+        gpu: &Gpu<'_>,
+        obj: Option<&Object>,
+        kind: PlacementKind,
+        size: usize,
+    ) -> Result<Self> {
         let count = size >> SLOT_SHIFT;
         Ok(match kind {
             PlacementKind::System => Self::System(Arc::new(Pages::zeroed(count)?, GFP_KERNEL)?),
-            PlacementKind::Vram => Self::Vram(Arc::new(dev.vram.alloc(count)?, GFP_KERNEL)?),
+            PlacementKind::Vram => {
+                let charge = cgroup::charge_vram(dev, gpu, obj, size)?;
+                Self::Vram(Arc::new(dev.vram.alloc(count, charge)?, GFP_KERNEL)?)
+            }
         })
     }
 
-    /// As [`Placement::alloc`], filled with zeros.
+    /// As [`Placement::alloc`], filled with zeros, for a new object.
     pub(crate) fn alloc_zeroed(
         dev: &DrmDevice,
         gpu: &Gpu<'_>,
         kind: PlacementKind,
         size: usize,
     ) -> Result<Self> {
-        let this = Self::alloc(dev, kind, size)?;
+        let this = Self::alloc(dev, gpu, None, kind, size)?;
         if let Self::Vram(vram) = &this {
             let all = 0..u64::try_from(size)?;
             engine::clear(gpu.dev(), &gpu.engine_ring, vram.extents(all))?.wait()?;
@@ -191,8 +203,10 @@ pub(crate) struct State {
     pub(crate) placement: Placement,
     /// `P2PGPU_PEER_*`.
     pub(crate) peer_flags: u32,
-    /// The process that made it exportable: what importers pin counts for it.
+    /// The process that made it exportable: what is reserved and pinned counts for it.
     pub(crate) owner: Option<ARef<Task>>,
+    /// What a cgroup is charged for the slots that are promised to it.
+    pub(crate) charge: Option<Charge>,
     /// Importers that pin the object where it is.
     pub(crate) pins: u32,
     /// Mappings that importers hold.
@@ -375,6 +389,7 @@ impl gem::DriverObject for Bo {
                 placement,
                 peer_flags: 0,
                 owner: None,
+                charge: None,
                 pins: 0,
                 mappings: 0,
                 aperture_mappings: 0,
@@ -446,10 +461,10 @@ impl managed::Backing for Bo {
 
     fn free(obj: &Object) {
         let reserved = obj.state.lock().has_flag(uapi::P2PGPU_PEER_RESERVE);
+        // Nobody pins it any more.
         if reserved {
-            obj.dev().reserved_count(obj, false);
             // It fails only for a size that no object has.
-            let _ = pressure::unpromise(obj);
+            let _ = peer::unreserve(obj);
         }
         if let Placement::Vram(vram) = obj.placement() {
             release_slots(obj, &vram);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Limits of what importers may pin in the aperture, so that no client can take it from all others.
+//! Limits of what importers may pin in the aperture, and of what may be reserved, so that no client
+//! can take it from all others.
 //!
-//! What is pinned counts for the process that flagged the object for peers. It counts once,
-//! however many importers pin it, and until the last one lets go, even if the process has ended.
+//! An object counts for the process that flagged it for peers, even if that has ended: once among
+//! the pins, however many importers pin it, until the last one lets go, and once among the
+//! reservations.
 
 use crate::{
     driver::DrmDevice,
@@ -19,23 +21,23 @@ use kernel::{
     task::Task, //
 };
 
-/// Who may pin how much, and who does.
+/// Who may have how much pinned, or reserved, and who has.
 #[pin_data]
-pub(crate) struct Pins {
+pub(crate) struct Limits {
     #[pin]
     book: Mutex<Book>,
 }
 
 struct Book {
-    /// Most slots that objects pinned by importers may have.
+    /// Most slots that all objects together may have.
     device_limit: u32,
     /// Most of them that belong to one process.
     process_limit: u32,
-    /// The objects that are pinned.
+    /// The objects that are pinned, or reserved.
     entries: KVec<Entry>,
 }
 
-/// An object that is pinned.
+/// An object that is pinned, or reserved.
 struct Entry {
     owner: Option<ARef<Task>>,
     slots: u32,
@@ -50,14 +52,23 @@ fn is_same(a: &Option<ARef<Task>>, b: &Option<ARef<Task>>) -> bool {
     }
 }
 
-impl Pins {
-    /// Three quarters of `slots` can be pinned, half of them by one process.
-    pub(crate) fn new(slots: u32) -> impl PinInit<Self> {
+impl Limits {
+    /// Three quarters of `slots` can be pinned, half of them for one process.
+    pub(crate) fn of_pins(slots: u32) -> impl PinInit<Self> {
+        Self::new(slots - slots / 4, slots / 2)
+    }
+
+    /// As much can be reserved as fits, by one process too.
+    pub(crate) fn of_reservations() -> impl PinInit<Self> {
+        Self::new(u32::MAX, u32::MAX)
+    }
+
+    fn new(device_limit: u32, process_limit: u32) -> impl PinInit<Self> {
         pin_init!(Self {
             book <- new_mutex!(
                 Book {
-                    device_limit: slots - slots / 4,
-                    process_limit: slots / 2,
+                    device_limit,
+                    process_limit,
                     entries: KVec::new(),
                 },
                 "p2pgpu::limits::book"
@@ -65,7 +76,7 @@ impl Pins {
         })
     }
 
-    /// An object of `owner` with so many pages is pinned from now on. `ENOSPC`: past a limit.
+    /// An object of `owner` with so many pages counts from now on. `ENOSPC`: past a limit.
     pub(crate) fn add(&self, owner: Option<ARef<Task>>, slots: u32) -> Result {
         let mut book = self.book.lock();
         let (mut all, mut own) = (slots, slots);
@@ -81,7 +92,7 @@ impl Pins {
         Ok(book.entries.push(Entry { owner, slots }, GFP_KERNEL)?)
     }
 
-    /// An object that was added is no longer pinned.
+    /// An object that was added no longer counts.
     pub(crate) fn remove(&self, owner: &Option<ARef<Task>>, slots: u32) {
         let mut book = self.book.lock();
         // Objects of one owner and size are alike.
@@ -95,32 +106,34 @@ impl Pins {
     }
 }
 
-/// The limit of the device, as a setting. What is pinned already stays.
-pub(crate) struct OfDevice;
+macro_rules! settings {
+    ($( $(#[$doc:meta])* $setting:ident, $name:literal, $limits:ident, $limit:ident; )+) => {$(
+        $(#[$doc])*
+        ///
+        /// What is past a new limit already stays.
+        pub(crate) struct $setting;
 
-impl Number for OfDevice {
-    const NAME: &'static CStr = c"pin_limit";
+        impl Number for $setting {
+            const NAME: &'static CStr = $name;
 
-    fn get(dev: &DrmDevice) -> u32 {
-        dev.pins.book.lock().device_limit
-    }
+            fn get(dev: &DrmDevice) -> u32 {
+                dev.$limits.book.lock().$limit
+            }
 
-    fn set(dev: &DrmDevice, number: u32) {
-        dev.pins.book.lock().device_limit = number;
-    }
+            fn set(dev: &DrmDevice, number: u32) {
+                dev.$limits.book.lock().$limit = number;
+            }
+        }
+    )+};
 }
 
-/// The limit of each process, as a setting. What is pinned already stays.
-pub(crate) struct OfProcess;
-
-impl Number for OfProcess {
-    const NAME: &'static CStr = c"pin_limit_process";
-
-    fn get(dev: &DrmDevice) -> u32 {
-        dev.pins.book.lock().process_limit
-    }
-
-    fn set(dev: &DrmDevice, number: u32) {
-        dev.pins.book.lock().process_limit = number;
-    }
+settings! {
+    /// Most slots that may be pinned.
+    Pins, c"pin_limit", pins, device_limit;
+    /// Most slots that may be pinned for one process.
+    PinsOfProcess, c"pin_limit_process", pins, process_limit;
+    /// Most slots that may be reserved.
+    Reservations, c"reserve_limit", reservations, device_limit;
+    /// Most slots that may be reserved for one process.
+    ReservationsOfProcess, c"reserve_limit_process", reservations, process_limit;
 }

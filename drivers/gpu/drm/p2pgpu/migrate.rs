@@ -104,7 +104,7 @@ fn move_to(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>, target: PlacementKind) -
         (state.placement.clone(), state.is_promised())
     };
     let size = obj.size();
-    let new = Placement::alloc(obj.dev(), target, size)?;
+    let new = Placement::alloc(obj.dev(), gpu, Some(obj), target, size)?;
 
     invalidate(obj, held)?;
     // What an importer has not unmapped by now drains, on top of what is promised to the object.

@@ -7,7 +7,7 @@
 //! - [`regs`], [`ring`], [`engine`]: the hardware, from registers to copies.
 //! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
 //! - [`gem`], [`migrate`], [`export`], [`peer`]: objects, and who reaches them.
-//! - [`pressure`], [`limits`], [`policy`], [`refusal`]: who must let go, and who is refused.
+//! - [`pressure`], [`limits`], [`cgroup`], [`policy`], [`refusal`]: who must let go, and who is refused.
 //! - [`file`], [`fdinfo`], [`debugfs`], [`census`], [`activity`], [`trace`]: what userspace sees.
 //!
 //! # Lock order
@@ -19,6 +19,7 @@
 mod activity;
 mod aperture;
 mod census;
+mod cgroup;
 mod debugfs;
 mod driver;
 mod engine;

@@ -3,6 +3,7 @@
 //! Peers: who may reach an object, and whether they could.
 
 use crate::{
+    cgroup,
     driver::{
         DrmDevice,
         Gpu, //
@@ -22,11 +23,14 @@ use crate::{
     }, //
 };
 use kernel::{
+    cgroup::dmem::Charge,
     pci::p2pdma::{
         Peer,
         Route, //
     },
     prelude::*,
+    sync::aref::ARef,
+    task::Task,
     uapi, //
 };
 
@@ -39,15 +43,15 @@ const KNOWN_FLAGS: u32 = uapi::P2PGPU_PEER_EXPORTABLE
 /// Sets the flags of an object; who reaches it by the old ones is told to let go.
 ///
 /// On an error the flags and promises are as they were.
-pub(crate) fn set_flags(obj: &Object, flags: u32) -> Result {
+pub(crate) fn set_flags(gpu: &Gpu<'_>, obj: &Object, flags: u32) -> Result {
     let exportable = flags & uapi::P2PGPU_PEER_EXPORTABLE != 0;
     if flags & !KNOWN_FLAGS != 0 || (flags != 0 && !exportable) {
         return Err(EINVAL);
     }
     let guard = obj.resv().lock_interruptible()?;
-    let (old, pinned, promised) = {
+    let (old, pinned, owner) = {
         let state = obj.state.lock();
-        (state.peer_flags, state.pins != 0, state.is_promised())
+        (state.peer_flags, state.pins != 0, state.owner.clone())
     };
     let (set, cleared) = (flags & !old, old & !flags);
     let tells = cleared != 0 || set & uapi::P2PGPU_PEER_READ_ONLY != 0;
@@ -56,36 +60,70 @@ pub(crate) fn set_flags(obj: &Object, flags: u32) -> Result {
     }
 
     let reserves = set & uapi::P2PGPU_PEER_RESERVE != 0;
-    if reserves && !promised {
-        pressure::promise(obj).map_err(|error| match error {
-            ENOSPC => refuse(obj, Reason::Reservation),
-            error => error,
-        })?;
+    let owner = match set & uapi::P2PGPU_PEER_EXPORTABLE {
+        0 => owner,
+        _ => Some(ARef::from(current!().group_leader())),
+    };
+    if reserves {
+        reserve(gpu, obj, &owner)?;
     }
     if tells {
         if let Err(error) = migrate::invalidate(obj, guard.held()) {
-            if reserves && !promised {
-                pressure::unpromise(obj)?;
+            if reserves {
+                // Nobody pins it, as somebody who does is not told.
+                give_up(obj, &owner)?;
             }
             return Err(error);
         }
     }
-    {
-        let mut state = obj.state.lock();
-        state.peer_flags = flags;
-        if set & uapi::P2PGPU_PEER_EXPORTABLE != 0 {
-            state.owner = Some(current!().group_leader().into());
-        }
-    }
-    if reserves {
-        obj.dev().reserved_count(obj, true);
-    }
-    // It is not pinned: nothing else promises it slots.
     if cleared & uapi::P2PGPU_PEER_RESERVE != 0 {
-        obj.dev().reserved_count(obj, false);
-        pressure::unpromise(obj)?;
+        // Nor here: nothing else promises it slots.
+        unreserve(obj)?;
     }
+    let mut state = obj.state.lock();
+    state.peer_flags = flags;
+    let old = core::mem::replace(&mut state.owner, owner);
+    drop(state);
+    drop(old);
     Ok(())
+}
+
+/// Promises slots to an object of `owner`, unless it is pinned and has the promise already. On an
+/// error nothing has changed.
+fn reserve(gpu: &Gpu<'_>, obj: &Object, owner: &Option<ARef<Task>>) -> Result {
+    let (dev, slots) = (obj.dev(), gem::page_count(obj)?);
+    let added = dev.reservations.add(owner.clone(), slots);
+    added.map_err(|error| match error {
+        ENOSPC => refuse(obj, Reason::ReserveLimit),
+        error => error,
+    })?;
+    let pinned = obj.state.lock().is_pinned_in_vram();
+    let promised = match pinned {
+        true => Ok(()),
+        false => cgroup::charge_slots(gpu, obj).and_then(|charge| promise(obj, charge)),
+    };
+    promised.inspect_err(|_| dev.reservations.remove(owner, slots))?;
+    dev.reserved_count(obj, true);
+    Ok(())
+}
+
+fn promise(obj: &Object, charge: Charge) -> Result {
+    pressure::promise(obj, charge).map_err(|error| match error {
+        ENOSPC => refuse(obj, Reason::Reservation),
+        error => error,
+    })
+}
+
+/// Takes the promise back from a reserved object that nobody pins.
+pub(crate) fn unreserve(obj: &Object) -> Result {
+    let owner = obj.state.lock().owner.clone();
+    give_up(obj, &owner)
+}
+
+fn give_up(obj: &Object, owner: &Option<ARef<Task>>) -> Result {
+    obj.dev().reserved_count(obj, false);
+    obj.dev().reservations.remove(owner, gem::page_count(obj)?);
+    pressure::unpromise(obj)
 }
 
 /// Answers a query; its input fields are set.

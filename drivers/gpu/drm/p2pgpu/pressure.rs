@@ -24,6 +24,7 @@ use crate::{
     trace, //
 };
 use kernel::{
+    cgroup::dmem::Charge,
     dma_buf::resv::Held,
     prelude::*,
     sync::{
@@ -188,11 +189,18 @@ fn lends(state: &State) -> Option<LastMap> {
     state.last_map
 }
 
-/// Promises the object slots for all its pages. Under its reservation lock.
+/// Promises the object slots for all its pages, for which a cgroup has been charged. Under its
+/// reservation lock.
 ///
 /// `ENOSPC`: the promises would not fit. `EBUSY`: they would, but peers do not let go of slots that
 /// are in the way.
-pub(crate) fn promise(obj: &Object) -> Result {
+pub(crate) fn promise(obj: &Object, charge: Charge) -> Result {
+    find_slots(obj)?;
+    obj.state.lock().charge = Some(charge);
+    Ok(())
+}
+
+fn find_slots(obj: &Object) -> Result {
     let aperture = &obj.dev().aperture;
     let placement = obj.placement();
     let shown = shown(obj, &placement)?;
@@ -231,6 +239,8 @@ pub(crate) fn unpromise(obj: &Object) -> Result {
     let placement = obj.placement();
     let shown = shown(obj, &placement)?;
     obj.dev().aperture.unpromise(shown, gem::page_count(obj)?);
+    let charge = obj.state.lock().charge.take();
+    drop(charge);
     Ok(())
 }
 

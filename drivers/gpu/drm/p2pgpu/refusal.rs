@@ -3,6 +3,7 @@
 //! Refusals: why a peer does not get what it asks for, and how often that happened.
 
 use crate::{
+    driver::DrmDevice,
     gem::Object,
     trace, //
 };
@@ -51,6 +52,12 @@ reasons! {
     NoSlots, c"no_slots", ENOSPC;
     /// Importers pin as much as they may.
     PinLimit, c"pin_limit", ENOSPC;
+    /// The process that reserves the object has as much reserved as it may.
+    ReserveLimit, c"reserve_limit", ENOSPC;
+    /// A cgroup has as much VRAM as it may.
+    CgroupVram, c"cgroup_vram", ENOSPC;
+    /// A cgroup has as many slots promised as it may.
+    CgroupAperture, c"cgroup_aperture", ENOSPC;
     /// The slots for a reservation are promised to others.
     Reservation, c"reservation", ENOSPC;
     /// The importer neither pins nor can be told to let go.
@@ -81,9 +88,18 @@ impl Refusals {
 
 /// Counts and traces a refusal, and says how it ends.
 pub(crate) fn refuse(obj: &Object, reason: Reason) -> Error {
-    obj.dev().refusals.count(reason);
     obj.state.lock().refusals += 1;
+    count(obj.dev(), Some(obj), reason)
+}
+
+/// As [`refuse`], for an object that was to be made.
+pub(crate) fn refuse_new(dev: &DrmDevice, reason: Reason) -> Error {
+    count(dev, None, reason)
+}
+
+fn count(dev: &DrmDevice, obj: Option<&Object>, reason: Reason) -> Error {
     let error = reason.error();
-    trace::refuse(obj.dev(), Some(obj), reason, error);
+    dev.refusals.count(reason);
+    trace::refuse(dev, obj, reason, error);
     error
 }

@@ -67,8 +67,10 @@ type Made<'bound, T> = Pin<KBox<File<'bound, T>>>;
 
 /// All files of a device, until this is dropped.
 pub(crate) struct Settings<'bound> {
-    _pin_limit: Made<'bound, NumberFile<limits::OfDevice>>,
-    _pin_limit_process: Made<'bound, NumberFile<limits::OfProcess>>,
+    _pin_limit: Made<'bound, NumberFile<limits::Pins>>,
+    _pin_limit_process: Made<'bound, NumberFile<limits::PinsOfProcess>>,
+    _reserve_limit: Made<'bound, NumberFile<limits::Reservations>>,
+    _reserve_limit_process: Made<'bound, NumberFile<limits::ReservationsOfProcess>>,
     _peer_grace: Made<'bound, NumberFile<Grace>>,
     _peer_policy: Made<'bound, PolicyFile>,
 }
@@ -81,6 +83,8 @@ impl<'bound> Settings<'bound> {
         Ok(Self {
             _pin_limit: number(dev, drm())?,
             _pin_limit_process: number(dev, drm())?,
+            _reserve_limit: number(dev, drm())?,
+            _reserve_limit_process: number(dev, drm())?,
             _peer_grace: number(dev, drm())?,
             _peer_policy: File::new(dev, PolicyFile::new(drm()))?,
         })

@@ -13,6 +13,7 @@ use crate::{
 };
 use core::ops::Range;
 use kernel::{
+    cgroup::dmem::Charge,
     gpu::buddy::{
         AllocatedBlocks,
         GpuBuddy,
@@ -55,8 +56,9 @@ impl Vram {
         self.buddy.avail()
     }
 
-    /// Allocates `count` pages, not 0. They hold what was there before. `ENOSPC`: too few.
-    pub(crate) fn alloc(&self, count: usize) -> Result<VramPages> {
+    /// Allocates `count` pages, not 0, for which a cgroup is charged as long as they are not free.
+    /// They hold what was there before. `ENOSPC`: too few.
+    pub(crate) fn alloc(&self, count: usize, charge: Charge) -> Result<VramPages> {
         let size = u64::try_from(count)? << SLOT_SHIFT;
         let blocks = KBox::pin_init(
             self.buddy.alloc_blocks(
@@ -84,6 +86,7 @@ impl Vram {
             pages,
             hints,
             _blocks: blocks,
+            _charge: charge,
         })
     }
 }
@@ -96,6 +99,7 @@ pub(crate) struct VramPages {
     /// does is the aperture's to say.
     hints: KVVec<Atomic<u32>>,
     _blocks: Pin<KBox<AllocatedBlocks>>,
+    _charge: Charge,
 }
 
 impl VramPages {

@@ -81,6 +81,7 @@ fn mount_all() -> Result<()> {
         ("tmpfs", "/tmp"),
         ("debugfs", "/sys/kernel/debug"),
         ("tracefs", "/sys/kernel/tracing"),
+        ("cgroup2", "/sys/fs/cgroup"),
     ] {
         fs::create_dir_all(target).with_context(|| format!("making {target}"))?;
         match mount(

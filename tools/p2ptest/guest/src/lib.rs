@@ -8,6 +8,7 @@
 #![allow(clippy::used_underscore_items)]
 
 pub mod binding;
+pub mod cgroup;
 pub mod debugfs;
 pub mod dmabuf;
 pub mod drm;

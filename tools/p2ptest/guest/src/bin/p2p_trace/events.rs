@@ -3,9 +3,10 @@
 
 use crate::{open, peer, reserve_all};
 use nix::errno::Errno;
+use p2pguest::cgroup::{Cgroup, Memory};
 use p2pguest::debugfs::Debugfs;
 use p2pguest::gpu::{Bo, Gpu, Placement};
-use p2pguest::importer::{Answer, Direction, Importer, Kind};
+use p2pguest::importer::{Direction, Importer, Kind};
 use p2pguest::refused;
 use p2pguest::rig::{Exported, RESERVED, Rig};
 use p2pguest::setting::Setting;
@@ -227,8 +228,25 @@ fn each_refusal(rig: &Rig, mut provoked: impl FnMut(&Bo<'_>, &str, Errno)) {
         refused(importer.__pin(), Errno::ENOSPC);
         provoked(&bo, "pin_limit", Errno::ENOSPC);
     }
-    let deaf = peer(rig).kind(Kind::Deaf).answer(Answer::Unmap, 0);
-    let deaf = Importer::attach(&fd, deaf);
+    {
+        let limit = Setting::new(gpu.pci(), "reserve_limit_process");
+        limit.write("3");
+        refused(bo.__set_peer(RESERVED), Errno::ENOSPC);
+        provoked(&bo, "reserve_limit", Errno::ENOSPC);
+    }
+    {
+        let system = gpu.create(4 * gpu.page, Placement::System);
+        let cgroup = Cgroup::new();
+        for memory in [Memory::Vram, Memory::Aperture] {
+            cgroup.set_max(gpu.pci(), memory, 3 * gpu.page);
+        }
+        cgroup.enter();
+        refused(bo.__set_peer(RESERVED), Errno::ENOSPC);
+        provoked(&bo, "cgroup_aperture", Errno::ENOSPC);
+        refused(system.__move_to(Placement::Vram), Errno::ENOSPC);
+        provoked(&system, "cgroup_vram", Errno::ENOSPC);
+    }
+    let deaf = Importer::attach(&fd, peer(rig).kind(Kind::Deaf));
     refused(deaf.__map(Direction::Both), Errno::EOPNOTSUPP);
     provoked(&bo, "deaf", Errno::EOPNOTSUPP);
 
