@@ -208,13 +208,6 @@ impl<M: Storage> Slots<M> {
         self.cells.get(index(id)).copied().map(Slot::from)
     }
 
-    /// Whether the slot is free or taken.
-    fn shows_nothing(&self, id: SlotId) -> bool {
-        self.cells
-            .get(index(id))
-            .is_some_and(|cell| cell.is_empty())
-    }
-
     fn set(&mut self, id: SlotId, slot: Slot) {
         if let Some(cell) = self.cells.get_mut(index(id)) {
             *cell = slot.into();
@@ -349,22 +342,16 @@ impl<M: Storage> Slots<M> {
 
     /// A taken slot that shows nothing becomes free.
     pub(crate) fn give_back(&mut self, id: SlotId) {
-        if self.shows_nothing(id) {
-            self.free.give(id);
-        }
+        self.give_back_many([id]);
     }
 
     /// Those of `ids` that are taken, and show nothing, become free.
     ///
     /// Costs less than as many calls of [`Slots::give_back`], the least if `ids` ascend.
     pub(crate) fn give_back_many(&mut self, ids: impl IntoIterator<Item = SlotId>) {
-        let mut pending = None;
-        for id in ids {
-            if self.shows_nothing(id) {
-                self.free.give_one_of(id, &mut pending);
-            }
-        }
-        self.free.settle(pending);
+        let cells = &self.cells;
+        let shows_nothing = |&id: &SlotId| cells.get(index(id)).is_some_and(Cell::is_empty);
+        self.free.give_each(ids.into_iter().filter(shows_nothing));
     }
 
     /// A peer holds the slot, which shows `page`; `false` if it does not, or if it would be lent

@@ -35,7 +35,7 @@ impl Cell {
     pub(super) const EMPTY: Self = Self::new(NOTHING, 0, 0, 0);
 
     /// Whether the slot shows nothing.
-    pub(super) fn is_empty(self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.kind_prev >> KIND_SHIFT == NOTHING
     }
 

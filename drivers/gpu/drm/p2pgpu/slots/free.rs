@@ -68,8 +68,8 @@ impl Runs {
 
 /// The most ones side by side.
 fn longest_run(word: u64) -> u32 {
-    if word == u64::MAX {
-        return WORD_BITS;
+    if word == 0 || word == u64::MAX {
+        return word.count_ones();
     }
     // `starts[i]` has a one where 2^i ones start.
     let mut starts = [word; 6];
@@ -137,7 +137,7 @@ pub(super) struct FreeMap<M: Storage> {
 }
 
 /// The word that was changed last, if nodes above it may be out of date.
-pub(super) type Pending = Option<usize>;
+type Pending = Option<usize>;
 
 impl<M: Storage> FreeMap<M> {
     /// A map of `total` free slots.
@@ -227,36 +227,43 @@ impl<M: Storage> FreeMap<M> {
         Some(first)
     }
 
-    /// Makes a slot free that is not.
-    pub(super) fn give(&mut self, id: SlotId) {
-        if let Some(at) = self.set(id) {
-            self.climb(at);
+    /// Makes the slots free that are not. Slots in order cost the least.
+    pub(super) fn give_each(&mut self, ids: impl IntoIterator<Item = SlotId>) {
+        let mut pending = None;
+        let mut ids = ids.into_iter();
+        let mut next = ids.next();
+        while let Some(first) = next {
+            // What is given back of one word is set at once.
+            let at = first >> WORD_SHIFT;
+            let mut bits = 0;
+            while let Some(id) = next.filter(|id| id >> WORD_SHIFT == at) {
+                bits |= 1 << (id % WORD_BITS);
+                next = ids.next();
+            }
+            self.set(index(at), bits, &mut pending);
         }
-    }
-
-    /// As [`FreeMap::give`], one of several: [`FreeMap::settle`] comes after the last. Slots in
-    /// order cost the least.
-    pub(super) fn give_one_of(&mut self, id: SlotId, pending: &mut Pending) {
-        if let Some(at) = self.set(id) {
-            self.follow(pending, at);
-        }
+        self.settle(pending);
     }
 
     fn word(&self, at: usize) -> u64 {
         self.words.get(at).copied().unwrap_or(0)
     }
 
-    /// Sets the bit of a slot, and says in which word.
-    fn set(&mut self, id: SlotId) -> Option<usize> {
-        let at = index(id >> WORD_SHIFT);
-        let bit = mask(id % WORD_BITS, 1);
-        let word = self.words.get_mut(at).filter(|_| id < self.total)?;
-        if *word & bit != 0 {
-            return None;
+    /// Sets bits of a word, but those past the last slot.
+    fn set(&mut self, at: usize, bits: u64, pending: &mut Pending) {
+        let past = match at + 1 == self.words.len() {
+            true => !mask(0, self.total - slot(at, 0).unwrap_or(0)),
+            false => 0,
+        };
+        let Some(word) = self.words.get_mut(at) else {
+            return;
+        };
+        let fresh = bits & !*word & !past;
+        if fresh != 0 {
+            *word |= fresh;
+            self.count += fresh.count_ones();
+            self.follow(pending, at);
         }
-        *word |= bit;
-        self.count += 1;
-        Some(at)
     }
 
     fn clear(&mut self, at: usize, bits: u64) {
@@ -292,27 +299,24 @@ impl<M: Storage> FreeMap<M> {
 
     /// Recomputes a node of the level; says whether it has changed.
     fn refresh(&mut self, level: usize, at: usize) -> bool {
-        let first = at << FANOUT_SHIFT;
-        let below = level.checked_sub(1);
-        let parts = (first..first + FANOUT).map(|child| self.runs(below, child));
-        let runs = Runs::join(parts, Self::child_span(level));
+        let span = Self::child_span(level);
+        let runs = match level.checked_sub(1) {
+            None => {
+                let words = children(&self.words, 0, self.words.len(), at);
+                Runs::join(words.iter().map(|&word| Runs::of_word(word)), span)
+            }
+            Some(below) => {
+                let Level { start, len } = self.levels.get(below).copied().unwrap_or_default();
+                let nodes = children(&self.nodes, start, len, at);
+                Runs::join(nodes.iter().copied(), span)
+            }
+        };
         let place = self
             .levels
             .get(level)
             .filter(|level| at < level.len)
             .and_then(|level| self.nodes.get_mut(level.start + at));
         place.is_some_and(|place| core::mem::replace(place, runs) != runs)
-    }
-
-    /// Repairs the nodes above a word: all others are up to date.
-    fn climb(&mut self, word: usize) {
-        let mut at = word;
-        for level in 0..self.height {
-            at >>= FANOUT_SHIFT;
-            if !self.refresh(level, at) {
-                break;
-            }
-        }
     }
 
     /// The word `at` has changed. Repairs the nodes that are above the pending word, but not above
@@ -333,7 +337,7 @@ impl<M: Storage> FreeMap<M> {
     }
 
     /// Repairs the nodes above the pending word: the tree is up to date then.
-    pub(super) fn settle(&mut self, pending: Pending) {
+    fn settle(&mut self, pending: Pending) {
         let Some(mut at) = pending else {
             return;
         };
@@ -418,6 +422,14 @@ impl<M: Storage> FreeMap<M> {
             }
         }
     }
+}
+
+/// The children of node `at`, of which there can be less than [`FANOUT`] at the end, among the `len`
+/// items from `start` on that are their level.
+fn children<T>(items: &[T], start: usize, len: usize, at: usize) -> &[T] {
+    let first = at << FANOUT_SHIFT;
+    let end = len.min(first + FANOUT);
+    items.get(start + first..start + end).unwrap_or(&[])
 }
 
 /// The slot of a bit of a word.
