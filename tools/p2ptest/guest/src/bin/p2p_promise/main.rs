@@ -109,6 +109,8 @@ const SUBTESTS: &[Subtest] = subtests![
     random_walk,
     /// Mapping and invalidating cost at most three register accesses, whatever the size.
     mapping_any_size,
+    /// Unmapping costs none, and three where the pages have moved away meanwhile.
+    unmapping_any_size,
     /// Mapping what is still shown costs none.
     mapping_again_is_free,
 ];

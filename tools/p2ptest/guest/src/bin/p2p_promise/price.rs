@@ -4,9 +4,10 @@
 use crate::{hold, open, registered};
 use p2pguest::debugfs::Debugfs;
 use p2pguest::gpu::{Gpu, Placement};
+use p2pguest::importer::{Answer, Attach, Direction, Importer};
 use p2pguest::map::Mapping;
 use p2pguest::pattern::Pattern;
-use p2pguest::rig::Rig;
+use p2pguest::rig::{Exported, Rig};
 use p2pguest::sys::uapi::*;
 
 /// Register accesses of a GPU so far, with those that it takes to ask.
@@ -101,6 +102,28 @@ pub fn mapping_any_size() {
             price_of_end <= 3,
             "invalidating {pages} pages: {price_of_end} accesses"
         );
+    }
+}
+
+pub fn unmapping_any_size() {
+    let rig = open();
+    let gpu = &rig.gpu[0];
+    for pages in [1, 7, 100, gpu.slots / 2] {
+        let Exported { bo, fd } = rig.export(0, pages * gpu.page, Placement::Vram);
+        let late = Attach::peer(rig.nic[0].pci()).answer(Answer::Keep, 0);
+        let importer = Importer::attach(&fd, late);
+        importer.map(Direction::Both);
+        for _ in 0..2 {
+            assert_eq!(price(gpu, || importer.unmap(0)), 0, "unmapping {pages}");
+            let again = price(gpu, || {
+                importer.map(Direction::Both);
+            });
+            assert_eq!(again, 0, "mapping {pages} again");
+        }
+        // Only now its slots show nothing any more.
+        bo.move_to(Placement::System);
+        let price = price(gpu, || importer.unmap(0));
+        assert!((1..=3).contains(&price), "letting go of {pages}: {price}");
     }
 }
 
