@@ -323,6 +323,7 @@ fn activity(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::
         writeln!(f, "fall_backs {}", activity.fall_backs.get())?;
         let refusals = dev.refusals.iter().map(|(_, count)| count);
         writeln!(f, "refusals {}", refusals.fold(0, u64::wrapping_add))?;
-        writeln!(f, "flushes {}", gpu.table.flushes.get())
+        writeln!(f, "flushes {}", gpu.table.flushes.get())?;
+        writeln!(f, "late_answers {}", dev.patience.late.get())
     })
 }

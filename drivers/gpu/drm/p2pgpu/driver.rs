@@ -13,6 +13,7 @@ use crate::{
         Object, //
     },
     limits::Limits,
+    patience::Patience,
     policy::Policy,
     pressure::{
         Grace,
@@ -113,6 +114,8 @@ pub(crate) struct DrmData {
     pub(crate) policy: Mutex<Policy>,
     /// How long peers are left alone with what they mapped.
     pub(crate) grace: Grace,
+    /// How long the device may take for its answers.
+    pub(crate) patience: Arc<Patience>,
     /// Held while slots for a promise are found.
     #[pin]
     pub(crate) promising: Mutex<()>,
@@ -294,6 +297,7 @@ impl<'drm> Gpu<'drm> {
         bar: Arc<Bar<'drm>>,
         vram: u64,
         slots: usize,
+        patience: Arc<Patience>,
     ) -> impl PinInit<Self, Error> + use<'drm> {
         pin_init::pin_init_scope(move || {
             let dev: &'drm device::Device<device::Bound> = pdev.as_ref();
@@ -313,8 +317,20 @@ impl<'drm> Gpu<'drm> {
 
             Ok(try_pin_init!(Self {
                 pdev,
-                engine_ring <- Ring::new(pdev, bar.clone(), RingId::Engine, engine),
-                aperture_ring <- Ring::new(pdev, bar.clone(), RingId::Aperture, aperture),
+                engine_ring <- Ring::new(
+                    pdev,
+                    bar.clone(),
+                    RingId::Engine,
+                    engine,
+                    patience.clone(),
+                ),
+                aperture_ring <- Ring::new(
+                    pdev,
+                    bar.clone(),
+                    RingId::Aperture,
+                    aperture,
+                    patience,
+                ),
                 table,
                 provider: Provider::new(pdev, regs::BAR_APERTURE)?,
                 cgroups: Regions::new(
@@ -419,6 +435,8 @@ impl pci::Driver for P2pGpu {
         reset(bound, &bar)?;
         let (vram_size, slots) = sizes(bound, &bar)?;
 
+        let patience = Patience::new()?;
+        let shared_patience = patience.clone();
         let data = try_pin_init!(DrmData {
             aperture <- Aperture::new(slots),
             vram: Vram::new(vram_size)?,
@@ -432,6 +450,7 @@ impl pci::Driver for P2pGpu {
             reservations <- Limits::of_reservations(),
             policy <- new_mutex!(Policy::new(), "p2pgpu::driver::policy"),
             grace: Grace::new(),
+            patience: shared_patience,
             promising <- new_mutex!((), "p2pgpu::driver::promising"),
             door: Atomic::new(DrmData::OPEN),
             attached: KBox::pin_init(
@@ -441,7 +460,7 @@ impl pci::Driver for P2pGpu {
         }? Error);
         let drm = drm::UnregisteredDevice::<DrmDriver>::new(pdev, data)?;
         let entry = removal::Entry::new(bound, &drm)?;
-        let gpu = Gpu::new(bound, bar, vram_size, slots);
+        let gpu = Gpu::new(bound, bar, vram_size, slots, patience);
         // SAFETY: The registration is a field of the data of the binding, which is dropped at
         // unbind.
         let registration = unsafe { drm::Registration::new(bound.as_ref(), drm, gpu, 0)? };

@@ -30,6 +30,7 @@ mod gem;
 mod limits;
 mod memory;
 mod migrate;
+mod patience;
 mod peer;
 mod policy;
 mod pressure;

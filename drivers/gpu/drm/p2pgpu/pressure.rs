@@ -23,6 +23,7 @@ use crate::{
     slots::NoPromise,
     trace, //
 };
+use core::ops::RangeInclusive;
 use kernel::{
     cgroup::dmem::Charge,
     dma_buf::resv::Held,
@@ -60,7 +61,7 @@ impl Grace {
 impl Number for Grace {
     const NAME: &'static CStr = c"peer_grace_ms";
     /// A CPU that touches a page may wait so long.
-    const MAX: u32 = 60_000;
+    const RANGE: RangeInclusive<u32> = 0..=60_000;
 
     fn get(dev: &DrmDevice) -> u32 {
         dev.grace.0.load(Relaxed)

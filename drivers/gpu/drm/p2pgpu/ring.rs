@@ -6,12 +6,15 @@
 //! submission), and the device reports the command's sequence number in the status block. Each
 //! command has a fence, which signals in the interrupt handler.
 
-use crate::regs::{
-    self,
-    Bar,
-    Operation,
-    RawCommand,
-    RawStatus, //
+use crate::{
+    patience::Patience,
+    regs::{
+        self,
+        Bar,
+        Operation,
+        RawCommand,
+        RawStatus, //
+    }, //
 };
 use kernel::{
     c_str, device,
@@ -67,17 +70,6 @@ pub(crate) enum RingId {
 /// Log2 of the commands in a ring.
 const RING_LOG2: u32 = 8;
 const RING_COMMANDS: u32 = 1 << RING_LOG2;
-
-impl RingId {
-    /// Time after which a command is taken for lost. A copy may be long and wait behind others; a
-    /// flush is short, and others wait for it with `mmap_lock` held.
-    const fn timeout_ms(self) -> u32 {
-        match self {
-            Self::Engine => 10_000,
-            Self::Aperture => 2_000,
-        }
-    }
-}
 
 /// Time after which completions are looked for without an interrupt, in case one was lost.
 const LOOK_MS: u32 = 100;
@@ -188,6 +180,7 @@ pub(crate) struct Ring<'drm> {
     commands: Coherent<[RawCommand]>,
     completions: Arc<Completions>,
     timeline: Timeline<FenceNames>,
+    patience: Arc<Patience>,
     #[pin]
     submission: Mutex<Submission>,
 }
@@ -220,6 +213,7 @@ impl<'drm> Ring<'drm> {
         bar: Arc<Bar<'drm>>,
         id: RingId,
         completions: Arc<Completions>,
+        patience: Arc<Patience>,
     ) -> impl PinInit<Self, Error> + use<'drm> {
         try_pin_init!(Self {
             id,
@@ -227,6 +221,7 @@ impl<'drm> Ring<'drm> {
             commands: Coherent::zeroed_slice(pdev.as_ref(), usize::try_from(RING_COMMANDS)?, GFP_KERNEL)?,
             completions,
             timeline: Timeline::new(),
+            patience,
             submission <- new_mutex!(Submission {
                 tail: 0,
                 dead: false,
@@ -415,11 +410,18 @@ impl<'drm> Ring<'drm> {
 
     /// Waits for a command, for as long as a command may take. `EIO`: it failed, or has not ended.
     fn ended(&self, fence: &Fence) -> Result {
-        for _ in 0..self.id.timeout_ms() / LOOK_MS {
-            match fence.wait(msecs_to_jiffies(LOOK_MS)) {
+        let mut left = self.patience.timeout_ms(self.id);
+        while left != 0 {
+            let part = left.min(LOOK_MS);
+            left -= part;
+            match fence.wait(msecs_to_jiffies(part)) {
                 Err(error) if error == ETIMEDOUT => self.completions.update(),
                 ended => return ended,
             }
+            if let Some(ended) = fence.status() {
+                return ended;
+            }
+            self.patience.late.up();
             if self.is_gone() {
                 break;
             }

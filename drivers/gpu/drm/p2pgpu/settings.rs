@@ -8,12 +8,14 @@ use crate::{
         DrmDriver, //
     },
     limits,
+    patience,
     policy::PolicyFile,
     pressure::Grace, //
 };
 use core::{
     fmt::Write,
-    marker::PhantomData, //
+    marker::PhantomData,
+    ops::RangeInclusive, //
 };
 use kernel::{
     device::{
@@ -34,8 +36,8 @@ use kernel::{
 pub(crate) trait Number: Send + Sync {
     /// Name of its file.
     const NAME: &'static CStr;
-    /// The largest number that it can be set to.
-    const MAX: u32 = u32::MAX;
+    /// The numbers that it can be set to.
+    const RANGE: RangeInclusive<u32> = 0..=u32::MAX;
 
     fn get(dev: &DrmDevice) -> u32;
     fn set(dev: &DrmDevice, number: u32);
@@ -55,7 +57,7 @@ impl<N: Number> Attribute for NumberFile<N> {
     fn store(&self, text: &str) -> Result {
         let dev = self.0.registration_guard().ok_or(ENODEV)?;
         let number = text.trim().parse().map_err(|_| EINVAL)?;
-        if number > N::MAX {
+        if !N::RANGE.contains(&number) {
             return Err(EINVAL);
         }
         N::set(&dev, number);
@@ -72,6 +74,8 @@ pub(crate) struct Settings<'bound> {
     _reserve_limit: Made<'bound, NumberFile<limits::Reservations>>,
     _reserve_limit_process: Made<'bound, NumberFile<limits::ReservationsOfProcess>>,
     _peer_grace: Made<'bound, NumberFile<Grace>>,
+    _copy_timeout: Made<'bound, NumberFile<patience::OfCopies>>,
+    _flush_timeout: Made<'bound, NumberFile<patience::OfFlushes>>,
     _peer_policy: Made<'bound, PolicyFile>,
 }
 
@@ -86,6 +90,8 @@ impl<'bound> Settings<'bound> {
             _reserve_limit: number(dev, drm())?,
             _reserve_limit_process: number(dev, drm())?,
             _peer_grace: number(dev, drm())?,
+            _copy_timeout: number(dev, drm())?,
+            _flush_timeout: number(dev, drm())?,
             _peer_policy: File::new(dev, PolicyFile::new(drm()))?,
         })
     }

@@ -80,6 +80,11 @@ impl Debugfs {
         self.numbers(driver, pci, "counters")
     }
 
+    /// What has happened on a GPU, a number for each kind.
+    pub fn activity(&self, pci: PciAddress) -> io::Result<Numbers> {
+        self.numbers("p2pgpu", pci, "activity")
+    }
+
     /// How often peers of a GPU were refused, by reason.
     pub fn refusals(&self, pci: PciAddress) -> io::Result<Numbers> {
         self.numbers("p2pgpu", pci, "refusals")

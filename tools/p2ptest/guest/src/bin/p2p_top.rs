@@ -232,6 +232,9 @@ fn importers_come_and_go() {
     assert_eq!(listed(&look(gpu), &exported.bo), None);
 }
 
+/// Counters of what is no event.
+const APART: [&str; 2] = ["flushes", "late_answers"];
+
 /// The counters that a device shows.
 #[track_caller]
 fn activity(gpu: &Gpu) -> BTreeMap<String, u64> {
@@ -243,7 +246,8 @@ fn activity(gpu: &Gpu) -> BTreeMap<String, u64> {
         .collect()
 }
 
-/// Asserts what something adds to the counters; flushes are no event but a price.
+/// Asserts what something adds to the counters; flushes are no event but a price, and answers are
+/// late on a slow machine.
 #[track_caller]
 fn assert_adds(gpu: &Gpu, what: impl FnOnce(), expected: &[(&str, u64)]) {
     let before = activity(gpu);
@@ -252,7 +256,7 @@ fn assert_adds(gpu: &Gpu, what: impl FnOnce(), expected: &[(&str, u64)]) {
     let added: BTreeMap<_, _> = after
         .iter()
         .map(|(name, count)| (name.as_str(), count - before[name]))
-        .filter(|(name, added)| *added != 0 && *name != "flushes")
+        .filter(|(name, added)| *added != 0 && !APART.contains(name))
         .collect();
     assert_eq!(added, expected.iter().copied().collect());
 }

@@ -132,19 +132,22 @@ pub fn policy_takes_effect_at_once() {
 
 pub fn limits_are_numbers() {
     let gpu = Gpu::open(0);
-    for (name, expected, max) in [
-        ("pin_limit", gpu.slots - gpu.slots / 4, u32::MAX),
-        ("pin_limit_process", gpu.slots / 2, u32::MAX),
-        ("peer_grace_ms", 20, 60_000),
+    for (name, expected, min, max) in [
+        ("pin_limit", gpu.slots - gpu.slots / 4, 0, u32::MAX),
+        ("pin_limit_process", gpu.slots / 2, 0, u32::MAX),
+        ("peer_grace_ms", 20, 0, 60_000),
+        ("copy_timeout_ms", 10_000, 1, 600_000),
+        ("flush_timeout_ms", 10_000, 1, 600_000),
     ] {
         let limit = Setting::new(gpu.pci(), name);
         assert_eq!(limit.read(), format!("{expected}\n"));
-        for number in [0, 17, max] {
+        for number in [min, 17, max] {
             limit.write(&format!("{number}\n"));
             assert_eq!(limit.read(), format!("{number}\n"));
         }
         let above = format!("{}", u64::from(max) + 1);
-        for text in [&above, "\n", "-1", "x", "1 2", "0x10"] {
+        let below = format!("{}", i64::from(min) - 1);
+        for text in [&above, &below, "\n", "x", "1 2", "0x10"] {
             refused(limit.__write(text), Errno::EINVAL);
             assert_eq!(limit.read(), format!("{max}\n"), "after {text:?}");
         }

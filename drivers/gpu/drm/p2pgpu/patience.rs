@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How long the device may take for its answers.
+
+use crate::{
+    activity::Counter,
+    driver::DrmDevice,
+    ring::RingId,
+    settings::Number, //
+};
+use core::ops::RangeInclusive;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    }, //
+};
+
+/// Times after which commands are taken for lost, in milliseconds.
+pub(crate) struct Patience {
+    copy: Atomic<u32>,
+    flush: Atomic<u32>,
+    /// Times that an answer was late, and the device was asked whether it is there.
+    pub(crate) late: Counter,
+}
+
+impl Patience {
+    const DEFAULT: u32 = 10_000;
+
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let patience = Self {
+            copy: Atomic::new(Self::DEFAULT),
+            flush: Atomic::new(Self::DEFAULT),
+            late: Counter::new(),
+        };
+        Ok(Arc::new(patience, GFP_KERNEL)?)
+    }
+
+    /// For the commands of a ring.
+    pub(crate) fn timeout_ms(&self, ring: RingId) -> u32 {
+        match ring {
+            RingId::Engine => self.copy.load(Relaxed),
+            RingId::Aperture => self.flush.load(Relaxed),
+        }
+    }
+}
+
+/// A time of 0 would fail every command. Nobody waits for longer than the most.
+const TIMES: RangeInclusive<u32> = 1..=600_000;
+
+/// The time for copies, which may be long and wait behind others.
+pub(crate) struct OfCopies;
+
+impl Number for OfCopies {
+    const NAME: &'static CStr = c"copy_timeout_ms";
+    const RANGE: RangeInclusive<u32> = TIMES;
+
+    fn get(dev: &DrmDevice) -> u32 {
+        dev.patience.copy.load(Relaxed)
+    }
+
+    fn set(dev: &DrmDevice, number: u32) {
+        dev.patience.copy.store(number, Relaxed);
+    }
+}
+
+/// The time for flushes, which are short: others wait for them with `mmap_lock` held.
+pub(crate) struct OfFlushes;
+
+impl Number for OfFlushes {
+    const NAME: &'static CStr = c"flush_timeout_ms";
+    const RANGE: RangeInclusive<u32> = TIMES;
+
+    fn get(dev: &DrmDevice) -> u32 {
+        dev.patience.flush.load(Relaxed)
+    }
+
+    fn set(dev: &DrmDevice, number: u32) {
+        dev.patience.flush.store(number, Relaxed);
+    }
+}
