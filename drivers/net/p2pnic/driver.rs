@@ -11,6 +11,7 @@ use crate::{
         self,
         Vector, //
     },
+    settings::Settings, //
 };
 use kernel::{
     device::{
@@ -83,6 +84,7 @@ impl Drop for Running<'_> {
 pub(crate) struct Data<'bound> {
     _misc: Pin<KBox<MiscDeviceRegistration<OpenFile>>>,
     _debugfs: debugfs::Files,
+    _settings: Settings<'bound>,
     _entry: registry::Entry,
     running: Running<'bound>,
     _handlers: pci::MsixHandlers<'bound, Handler>,
@@ -113,6 +115,8 @@ impl<'bound> Data<'bound> {
         nic.start()?;
 
         let debugfs = debugfs::Files::new(&nic)?;
+        let bound: &'bound pci::Device<Bound> = pdev;
+        let settings = Settings::new(bound.as_ref(), &nic)?;
         let entry = registry::Entry::new(nic)?;
         let options = MiscDeviceOptions {
             name: entry.name()?,
@@ -122,6 +126,7 @@ impl<'bound> Data<'bound> {
         Ok(Self {
             _misc: misc,
             _debugfs: debugfs,
+            _settings: settings,
             _entry: entry,
             running,
             _handlers: handlers,

@@ -6,7 +6,7 @@
 //! while there are regions it looks by itself now and then, in case an interrupt was lost. It never
 //! waits for a region: each is mapped in a work item of its own, which may sleep for as long as the
 //! exporter takes. Mapping may fail for now; then it is tried again, less and less often, until
-//! [`Pending::GIVE_UP`].
+//! `map_timeout`.
 
 use crate::{
     nic::{
@@ -95,8 +95,6 @@ struct Pending {
 impl Pending {
     const FIRST_DELAY: Delta = Delta::from_millis(1);
     const LONGEST_DELAY: Delta = Delta::from_millis(64);
-    /// After this time a failure that could pass is taken for one that does not.
-    const GIVE_UP: Delta = Delta::from_secs(5);
 
     fn new(key: u32, region: Arc<Region>) -> Result<Self> {
         let progress = Arc::new(Progress(Atomic::new(Progress::WAITING)), GFP_KERNEL)?;
@@ -139,7 +137,7 @@ impl Pending {
             self.tried = Some(Instant::now());
             self.progress.set(Progress::RUNNING);
             let (job, region, progress) = (nic.clone(), self.region.clone(), self.progress.clone());
-            let last_try = self.asked.elapsed() >= Self::GIVE_UP;
+            let last_try = self.asked.elapsed() >= nic.map_timeout.get();
             let queued = nic.spawn(move || {
                 progress.set(attempt(&job, &region, last_try));
                 job.needed.raise();

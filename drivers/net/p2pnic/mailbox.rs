@@ -11,6 +11,7 @@ use crate::{
         opcode,
         DevresBar, //
     },
+    settings::Time,
     signal::{
         Signal,
         Wake, //
@@ -192,6 +193,8 @@ pub(crate) struct Mailbox {
     pdev: ARef<pci::Device>,
     bar: Arc<DevresBar>,
     failed: AtomicFlag,
+    /// How long the device may take for an answer.
+    pub(crate) answer_timeout: Time,
     #[pin]
     answered: Signal,
     #[pin]
@@ -199,14 +202,12 @@ pub(crate) struct Mailbox {
 }
 
 impl Mailbox {
-    /// How long the device may take for an answer.
-    const ANSWER_TIMEOUT: Delta = Delta::from_secs(5);
     /// After this time the answer is looked for without an interrupt, in case one was lost.
     const LOOK_MS: Msecs = 20;
     /// How often it is looked for while a signal is pending.
     const POLL_US: Delta = Delta::from_micros(50);
-    /// How long the device may take for a reset.
-    const RESET_TIMEOUT: Delta = Delta::from_secs(2);
+    /// How long the device may take for a reset: longer than a DMA that is in flight.
+    const RESET_TIMEOUT: Delta = Delta::from_secs(10);
     const RESET_POLL_US: Delta = Delta::from_micros(100);
 
     /// A mailbox that works once [`Self::start`] has run.
@@ -218,6 +219,7 @@ impl Mailbox {
             pdev: pdev.into(),
             bar,
             failed: AtomicFlag::new(false),
+            answer_timeout: Time::from_millis(10_000),
             answered <- Signal::new(),
             inner <- new_mutex!(
                 Inner {
@@ -320,7 +322,7 @@ impl Mailbox {
                 dma_mb(Read);
                 return Ok(status);
             }
-            if start.elapsed() > Self::ANSWER_TIMEOUT {
+            if start.elapsed() > self.answer_timeout.get() {
                 return Err(ETIMEDOUT);
             }
             // Not interruptible: the caller gives memory back, or must know what the device has.

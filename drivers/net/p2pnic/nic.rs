@@ -16,6 +16,7 @@ use crate::{
         Bar,
         DevresBar, //
     },
+    settings::Time,
     signal::Signal,
     slots::Slots, //
 };
@@ -87,6 +88,8 @@ pub(crate) struct Nic {
     #[pin]
     pub(crate) needed: Signal,
     limits: Limits,
+    /// How long the exporter of a region may fail to map it.
+    pub(crate) map_timeout: Time,
     #[pin]
     regions: Mutex<Slots<Region>>,
     #[pin]
@@ -143,6 +146,7 @@ impl Nic {
                 completed <- Signal::new(),
                 needed <- Signal::new(),
                 limits,
+                map_timeout: Time::from_millis(5_000),
                 regions <- new_mutex!(regions, "p2pnic::Nic::regions"),
                 queue_pairs <- new_mutex!(queue_pairs, "p2pnic::Nic::queue_pairs"),
                 events <- new_mutex!(None, "p2pnic::Nic::events"),

@@ -46,6 +46,7 @@ mod queue;
 mod region;
 mod registry;
 mod regs;
+mod settings;
 mod signal;
 mod slots;
 

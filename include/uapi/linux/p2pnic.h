@@ -72,8 +72,8 @@ struct p2pnic_query {
  * the exporter took the mapping back; requests wait meanwhile.
  *
  * If the exporter refuses to map it for good (EPERM, ENODEV, EXDEV, ...), or
- * for now (EAGAIN, EBUSY, ENOMEM, ENOSPC, ...) over more than 5 seconds, the
- * region is revoked: requests that wait for it complete with
+ * for now (EAGAIN, EBUSY, ENOMEM, ENOSPC, ...) over more than 5 seconds
+ * (map_timeout_ms in sysfs), the region is revoked: requests that wait for it complete with
  * P2PNIC_STATUS_REVOKED, here or at the other end of the wire, and later ones
  * with P2PNIC_STATUS_LOCAL_ACCESS or P2PNIC_STATUS_REMOTE_ACCESS. It stays
  * revoked, even if the exporter would allow it again, and stays attached to
