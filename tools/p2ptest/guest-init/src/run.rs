@@ -15,9 +15,9 @@ use nix::unistd::Pid;
 use p2p_init::{Status, TESTS};
 
 /// How long a killed program may take to be gone.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+const KILL_LIMIT: Duration = Duration::from_secs(40);
 /// How long output may come after the program's end, from what it left behind.
-const DRAIN_LIMIT: Duration = Duration::from_millis(500);
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(5);
 
 /// Runs a program for at most `timeout` seconds and hands on what it writes.
@@ -152,6 +152,6 @@ mod tests {
         assert!(matches!(run(&[], 1, |_| Ok(())), Status::Failed(_)));
         let start = Instant::now();
         assert_eq!(sh("sleep 100 & exit 0", 10).0, Status::Exit(0));
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(60));
     }
 }

@@ -186,7 +186,8 @@ fn a_client_that_goes_ends_the_wait_of_its_dma() {
     while client.read32(0, common::model::STATUS) == 0 {
         thread::sleep(Duration::from_millis(1));
     }
-    assert!(gone.elapsed() < Duration::from_secs(10));
+    // Well before the wait would end by itself.
+    assert!(gone.elapsed() < Duration::from_secs(25));
     assert_eq!(client.read32(0, common::model::RESULT), 4);
     assert_eq!(
         client.copy(RAM, RAM + 64, 8),

@@ -210,7 +210,8 @@ fn stop_ends_a_server_in_the_middle_of_a_message() {
     client.send(&header(0, 4, 32, 0, 0));
     let start = Instant::now();
     served.finish();
-    assert!(start.elapsed() < Duration::from_secs(5));
+    // Before a message takes too long.
+    assert!(start.elapsed() < Duration::from_secs(9));
 }
 
 #[test]

@@ -236,7 +236,7 @@ impl Qemu {
         self.write64(base + DST, dst);
         self.write32(base + LEN, len);
         self.write32(base + GO, 1);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while self.read32(base + STATUS) == before {
             assert!(Instant::now() < deadline, "the copy does not end");
             thread::sleep(Duration::from_millis(1));
@@ -364,7 +364,7 @@ fn msix_is_delivered_also_after_a_function_level_reset() {
         qemu.write32(BAR4 + 12, 0);
         qemu.set_config16((1, 0), 0x82, 0x8000);
         assert_eq!(qemu.copy(0, RAM, 2 * RAM, 64), 0);
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while qemu.read32(message) != value {
             assert!(Instant::now() < deadline, "no interrupt in round {round}");
             thread::sleep(Duration::from_millis(1));
@@ -388,7 +388,12 @@ fn machine_reset_resets_the_device() {
     let resets = qemu.read32(BAR0 + RESETS);
     // The reset control register of the chipset: a hard reset.
     qemu.command("outb 0xcf9 0x6");
-    thread::sleep(Duration::from_millis(500));
+    // It forgets where the device's registers are.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while qemu.read32(BAR0 + RESETS) != u32::MAX {
+        assert!(Instant::now() < deadline, "the machine is not reset");
+        thread::sleep(Duration::from_millis(1));
+    }
     for device in 0..2 {
         qemu.set_up(device);
     }

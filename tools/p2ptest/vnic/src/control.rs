@@ -205,7 +205,8 @@ fn regions(shared: &Shared) -> Value {
         .collect()
 }
 
-fn queues(shared: &Shared) -> Value {
+/// The queue pairs as they are now.
+pub fn queues(shared: &Shared) -> Value {
     let state = shared.lock();
     state
         .pairs

@@ -4,6 +4,7 @@
 
 use nix::errno::Errno;
 use p2pguest::gpu::{Bo, Placement};
+use p2pguest::host;
 use p2pguest::igt::{self, Subtest};
 use p2pguest::nic::{ACCESS_ALL, TIMEOUT};
 use p2pguest::pattern::Pattern;
@@ -11,6 +12,7 @@ use p2pguest::rig::{Registered, Rig, Wire, request};
 use p2pguest::sys::uapi::*;
 use p2pguest::topology::Topology;
 use p2pguest::{refused, subtests};
+use serde_json::json;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -107,6 +109,33 @@ const MEETINGS: u64 = 3;
 /// Rounds where there is no peer-to-peer route.
 const ROUNDS_WITHOUT_ROUTE: u64 = 10;
 
+/// The next accesses of both NICs take a moment each, however fast the machine is, so that what
+/// follows meets one in flight. Without a harness they are as they are.
+struct SlowAccesses;
+
+impl SlowAccesses {
+    const COUNT: u32 = 8;
+
+    fn new() -> Self {
+        Self::set(Self::COUNT);
+        Self
+    }
+
+    fn set(count: u32) {
+        for nic in ["nic0", "nic1"] {
+            let rule =
+                json!({"cmd": "inject", "what": "delay-chunk", "count": count, "micros": 20_000});
+            let _ = host::__control(nic, rule);
+        }
+    }
+}
+
+impl Drop for SlowAccesses {
+    fn drop(&mut self) {
+        Self::set(0);
+    }
+}
+
 /// Transfers again and again, doing something meanwhile, until enough
 /// invalidations met a transfer in flight; verifies each round's bytes.
 #[track_caller]
@@ -124,8 +153,10 @@ fn disturb(
     };
     for round in 0..rounds {
         pair.prepare(Pattern(round));
+        let slow = SlowAccesses::new();
         start();
         disturbance();
+        drop(slow);
         pair.wire.near.expect(P2PNIC_STATUS_OK);
         verify(Pattern(round));
         if meetings != 0 && pair.rig.busy_invalidations() - before >= meetings {
@@ -468,6 +499,7 @@ fn unflag_during_transfer() {
     for _ in 0..MAX_ROUNDS {
         let pair = Pair::new(&rig, rig.bulk_size());
         pair.prepare(Pattern(1));
+        let _slow = SlowAccesses::new();
         pair.wire
             .start_write(&pair.source.region, &pair.target.region);
         wait_mapped(&pair.target);

@@ -22,7 +22,7 @@ pub const ROOT: u64 = RAM + 0x5000;
 pub const LEAVES: u64 = RAM + 0x6000;
 pub const LISTS: [u64; 2] = [RAM + 0x10_0000, RAM + 0x18_0000];
 pub const DATA: u64 = RAM + 0x20_0000;
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct FakeBus {
     ram: Mutex<Vec<u8>>,

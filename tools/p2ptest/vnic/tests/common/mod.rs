@@ -17,7 +17,7 @@ pub const RAM_BYTES: u64 = 32 << 20;
 pub const PEER: u64 = 0x10_0000_0000;
 pub const PEER_BYTES: u64 = 4 << 20;
 /// What a test waits for at most.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 struct Inside {

@@ -3,11 +3,13 @@
 
 use crate::PAGE;
 use nix::errno::Errno;
+use p2pguest::binding::wait_until;
 use p2pguest::gpu::Placement;
 use p2pguest::igt;
-use p2pguest::nic::ACCESS_ALL;
+use p2pguest::nic::{ACCESS_ALL, TIMEOUT};
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{Registered, Rig, Wire, request, send_request};
+use p2pguest::setting::Setting;
 use p2pguest::sys::uapi::*;
 use p2pguest::{must, refused};
 use std::time::Duration;
@@ -273,6 +275,14 @@ fn take_all_slots(rig: &Rig) -> Registered<'_> {
     held
 }
 
+/// Lets NIC 0 try for so long to map what cannot be mapped for now.
+#[track_caller]
+fn patience(rig: &Rig, time: Duration) -> Setting {
+    let setting = Setting::new(rig.nic[0].pci(), "map_timeout_ms");
+    setting.write(&time.as_millis().to_string());
+    setting
+}
+
 /// Starts a write of a region that cannot be mapped for now, and sees it wait.
 #[track_caller]
 fn start_waiting<'r>(rig: &'r Rig, near: &Registered<'_>, far: &Registered<'_>) -> Wire<'r> {
@@ -282,21 +292,19 @@ fn start_waiting<'r>(rig: &'r Rig, near: &Registered<'_>, far: &Registered<'_>) 
     let wire = rig.connect(4);
     let parked = rig.nic[0].query().parked;
     wire.start_write(&near.region, &far.region);
-    refused(
-        wire.near.__poll(1, Duration::from_millis(200)),
-        Errno::ETIMEDOUT,
-    );
-    assert_eq!(rig.nic[0].query().parked, parked + 1);
+    wait_until("mapping fails", || near.region.info().last_error != 0);
     let region = near.region.info();
     assert_eq!(
         (region.mapped, region.last_error),
         (0, Errno::ENOSPC as u32)
     );
+    assert_eq!(rig.nic[0].query().parked, parked + 1);
     wire
 }
 
 pub fn waits_for_slots() {
     let rig = Rig::open();
+    let _patience = patience(&rig, TIMEOUT);
     let held = take_all_slots(&rig);
     let (near, far) = (
         rig.register(0, PAGE, Placement::Vram),
@@ -304,6 +312,7 @@ pub fn waits_for_slots() {
     );
     near.bo.fill(Pattern(15));
     let wire = start_waiting(&rig, &near, &far);
+    assert_eq!(wire.near.__poll(1, Duration::ZERO), Ok(vec![]));
     held.region.deregister();
     // The slots are reserved no longer.
     held.bo.set_peer(0);
@@ -314,24 +323,28 @@ pub fn waits_for_slots() {
 
 pub fn revoked_while_waiting() {
     let rig = Rig::open();
+    let _patience = patience(&rig, TIMEOUT);
     let _held = take_all_slots(&rig);
     let (near, far) = (
         rig.register(0, PAGE, Placement::Vram),
         rig.register(1, PAGE, Placement::Vram),
     );
     let wire = start_waiting(&rig, &near, &far);
+    assert_eq!(wire.near.__poll(1, Duration::ZERO), Ok(vec![]));
     near.region.deregister();
     assert_eq!(wire.near.expect(P2PNIC_STATUS_REVOKED).size, 0);
 }
 
 pub fn revoked_after_waiting() {
     let rig = Rig::open();
+    let patience = patience(&rig, TIMEOUT);
     let _held = take_all_slots(&rig);
     let (near, far) = (
         rig.register(0, PAGE, Placement::Vram),
         rig.register(1, PAGE, Placement::Vram),
     );
     let wire = start_waiting(&rig, &near, &far);
+    patience.write("100");
     assert_eq!(wire.near.expect(P2PNIC_STATUS_REVOKED).size, 0);
     assert_eq!(near.region.info().last_error, Errno::ENOSPC as u32);
 }

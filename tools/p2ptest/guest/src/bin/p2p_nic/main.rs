@@ -8,7 +8,7 @@ use errors::*;
 use nix::errno::Errno;
 use p2pguest::gpu::Placement;
 use p2pguest::igt::{self, Subtest};
-use p2pguest::nic::{ACCESS_ALL, Region};
+use p2pguest::nic::{ACCESS_ALL, Region, TIMEOUT};
 use p2pguest::pattern::{Pattern, assert_same};
 use p2pguest::rig::{Exported, Rig, Wire, request, send_request};
 use p2pguest::sys::uapi::*;
@@ -476,10 +476,7 @@ fn poll_many() {
     }
     let mut seen = Vec::new();
     while seen.len() < 10 {
-        let found = must(
-            wire.near.__poll(3, Duration::from_secs(30)),
-            format_args!("POLL"),
-        );
+        let found = must(wire.near.__poll(3, TIMEOUT), format_args!("POLL"));
         assert!(
             (1..=3).contains(&found.len()),
             "{} completions",
