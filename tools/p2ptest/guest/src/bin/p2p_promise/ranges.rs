@@ -143,7 +143,7 @@ pub fn windows_of_large_object() {
     let rig = open();
     let gpu = &rig.gpu[0];
     // Leaves slots for one window, and a bit.
-    let window = 256;
+    let window = 32;
     let _held = rig.hold_slots(0, gpu.slots - window - window / 2);
     let bo = gpu.create(4 * window * gpu.page, Placement::Vram);
     bo.set_exportable(true);
