@@ -11,11 +11,14 @@ use p2pguest::drm::PciAddress;
 use p2pguest::gpu::{Gpu, Placement};
 use p2pguest::host;
 use p2pguest::igt::{self, Outcome, Subtest};
+use p2pguest::nic::TIMEOUT;
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{Rig, request};
+use p2pguest::setting::Setting;
 use p2pguest::sys::uapi::*;
 use p2pguest::{refused, subtests};
 use serde_json::{Value, json};
+use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -36,6 +39,8 @@ const SUBTESTS: &[Subtest] = subtests![
     errored_move,
     /// A copy that never ends is given up; the next one works.
     stalled_copy,
+    /// An object whose move never ends stays where it is, with its bytes.
+    stalled_move,
     /// A flush that fails once is tried again.
     errored_flush,
     /// A flush that never ends is given up, and tried again.
@@ -48,6 +53,8 @@ const SUBTESTS: &[Subtest] = subtests![
     nic_lost_interrupts,
     /// A DMA that the NIC cannot do is a status of the request.
     nic_dma_error,
+    /// A NIC that does not let go is stopped: its exporter goes on, and the NIC when it is bound again.
+    nic_that_does_not_let_go,
     /// A region is mapped though its event's interrupt is lost and nobody polls.
     nic_lost_event_unpolled,
     /// A region whose mapping takes its time holds up no other.
@@ -63,6 +70,21 @@ fn main() -> ExitCode {
 /// The rings of a GPU, as the model numbers them.
 const ENGINE: u32 = 0;
 const APERTURE: u32 = 1;
+
+/// What the driver grants GPU 0 for a copy and for a flush, in milliseconds.
+const TIMEOUTS: [&str; 2] = ["copy_timeout_ms", "flush_timeout_ms"];
+/// Soon over, but longer than any command takes.
+const SHORT: &str = "2000";
+/// Longer than any test takes.
+const LONG: &str = "600000";
+
+/// Changes what GPU 0 is granted for the commands of a ring.
+#[track_caller]
+fn grant(gpu: &Gpu, ring: u32, time: &str) -> Setting {
+    let setting = Setting::new(gpu.pci(), TIMEOUTS[ring as usize]);
+    setting.write(time);
+    setting
+}
 
 /// Faults that GPU 0 is to show; those that are left are taken back when dropped.
 struct Injected;
@@ -143,9 +165,10 @@ fn copy_fails_once(what: &str) {
     );
     from.fill(Pattern(1));
     to.fill(Pattern(2));
+    let short = grant(&gpu, ENGINE, SHORT);
     let injected = Injected::new(what, ENGINE, json!({}));
     refused(from.__copy_to(&to, size), Errno::EIO);
-    drop(injected);
+    drop((injected, short));
     assert_eq!(from.__copy_to(&to, size), Ok(()));
     to.assert_holds(Pattern(1));
 }
@@ -167,7 +190,9 @@ fn errored_create() {
     assert_works(&gpu);
 }
 
-fn errored_move() {
+/// A move meets the fault, in both directions; the object is as before, and the next one works.
+#[track_caller]
+fn move_fails_once(what: &str) {
     let gpu = Gpu::open(0);
     for from in Placement::ALL {
         let bo = gpu.create(4 * gpu.page, from);
@@ -175,8 +200,10 @@ fn errored_move() {
         let map = bo.map();
         assert_eq!(map.load(0), Pattern(3).word(0));
         let free = gpu.param(P2PGPU_PARAM_VRAM_FREE);
-        let _injected = Injected::new("error", ENGINE, json!({}));
+        let short = grant(&gpu, ENGINE, SHORT);
+        let injected = Injected::new(what, ENGINE, json!({}));
         refused(bo.__move_to(from.other()), Errno::EIO);
+        drop((injected, short));
         assert_eq!(bo.info().placement, from as u32);
         assert_eq!(gpu.param(P2PGPU_PARAM_VRAM_FREE), free);
         assert_eq!(map.load(8), Pattern(3).word(1));
@@ -186,18 +213,40 @@ fn errored_move() {
     }
 }
 
+fn errored_move() {
+    move_fails_once("error");
+}
+
+fn stalled_move() {
+    move_fails_once("stall");
+}
+
+/// A flush for a CPU, and one for a peer, meet the fault; nobody notices.
+#[track_caller]
+fn flush_fails_once(what: &str) {
+    let rig = Rig::open();
+    let gpu = &rig.gpu[0];
+    let _short = grant(gpu, APERTURE, SHORT);
+    {
+        let _injected = Injected::new(what, APERTURE, json!({}));
+        assert_works(gpu);
+        assert_works(gpu);
+    }
+    let size = 4 * gpu.page;
+    let source = rig.register(0, size, Placement::Vram);
+    let target = rig.register(1, size, Placement::System);
+    source.bo.fill(Pattern(12));
+    let _injected = Injected::new(what, APERTURE, json!({}));
+    rig.connect(4).write(&source.region, &target.region);
+    target.bo.assert_holds(Pattern(12));
+}
+
 fn errored_flush() {
-    let gpu = Gpu::open(0);
-    let _injected = Injected::new("error", APERTURE, json!({}));
-    assert_works(&gpu);
-    assert_works(&gpu);
+    flush_fails_once("error");
 }
 
 fn stalled_flush() {
-    let gpu = Gpu::open(0);
-    let _injected = Injected::new("stall", APERTURE, json!({}));
-    assert_works(&gpu);
-    assert_works(&gpu);
+    flush_fails_once("stall");
 }
 
 /// Stores that the driver has made to registers of GPU 0: each flush makes one.
@@ -244,13 +293,14 @@ fn flushes_break_the_aperture(what: &str) {
     let other = bo.map();
 
     let breaks = Breaks(gpu.pci());
+    let short = grant(gpu, APERTURE, SHORT);
     let injected = Injected::new(what, APERTURE, json!({"count": 2}));
     let load = || {
         other.load(0);
     };
     let touch = || igt::fork(load).outcome();
     assert_eq!(touch(), Outcome::Killed(Signal::SIGBUS));
-    drop(injected);
+    drop((injected, short));
     assert!(is_broken(gpu.pci()));
 
     let writes = register_writes();
@@ -339,6 +389,59 @@ fn nic_dma_error() {
     target.bo.assert_holds(Pattern(7));
 }
 
+/// A NIC that is bound again when this is dropped.
+struct BoundAgain(PciAddress);
+
+impl Drop for BoundAgain {
+    fn drop(&mut self) {
+        let count = nics();
+        drop(Unbound::new("p2pnic", self.0));
+        wait_until("the NIC comes back", || nics() == count);
+    }
+}
+
+fn nic_that_does_not_let_go() {
+    let rig = Rig::open();
+    let nic = &rig.nic[0];
+    let stopped = BoundAgain(nic.pci());
+    let size = 4 * rig.gpu[0].page;
+    let source = rig.register(0, size, Placement::Vram);
+    let target = rig.register(1, size, Placement::System);
+    source.bo.fill(Pattern(9));
+    let wire = rig.connect(4);
+    let slow = json!({"cmd": "inject", "what": "delay-chunk", "count": 1, "micros": 5_000_000});
+    host::control("nic0", slow);
+    wire.start_write(&source.region, &target.region);
+    wait_until("a DMA is in flight", || {
+        let regions = host::control("nic0", json!({"cmd": "regions"}));
+        let regions = regions.as_array().expect("regions");
+        regions.iter().any(|region| region["in_flight"] != 0)
+    });
+    let timeout = Setting::new(nic.pci(), "answer_timeout_ms");
+    timeout.write("500");
+    // The NIC is stopped, and the exporter has its object back.
+    source.bo.move_to(Placement::System);
+    drop(timeout);
+    assert_eq!(source.bo.info().peer_slots, 0);
+    source.bo.assert_holds(Pattern(9));
+    refused(wire.near.__poll(1, TIMEOUT), Errno::EIO);
+    refused(nic.__create_qp(4, 4).map(drop), Errno::EIO);
+    let fd = source.fd.as_raw_fd();
+    refused(nic.__register(fd, 0, 0, size).map(drop), Errno::EIO);
+    drop((wire, source, target));
+
+    drop(stopped);
+    let rig = Rig::open();
+    wait_until("the wire connects", || {
+        rig.nic[0].query().flags & P2PNIC_LINK_UP != 0
+    });
+    let source = rig.register(0, size, Placement::Vram);
+    let target = rig.register(1, size, Placement::Vram);
+    source.bo.fill(Pattern(10));
+    rig.connect(4).write(&source.region, &target.region);
+    target.bo.assert_holds(Pattern(10));
+}
+
 fn nic_lost_event_unpolled() {
     let rig = Rig::open();
     let size = 4 * rig.gpu[0].page;
@@ -365,6 +468,7 @@ fn nic_slow_region_delays_no_other() {
 
     let parked = || rig.nic[0].query().parked;
     let before = parked();
+    let _long = grant(&rig.gpu[0], APERTURE, LONG);
     let injected = Injected::new("stall", APERTURE, json!({"count": 2}));
     wires[0].start_write(&slow.region, &sinks[0].region);
     wait_until("the slow region is needed", || parked() > before);
@@ -390,7 +494,8 @@ fn nic_unbind_waits_for_no_user_memory() {
     let bo = gpu.create(gpu.page, Placement::Vram);
     let map = bo.map();
 
-    let injected = Injected::new("stall", APERTURE, json!({"count": 2}));
+    let _long = grant(gpu, APERTURE, LONG);
+    let injected = Injected::new("stall", APERTURE, json!({}));
     let before = register_writes();
     let mut arg = p2pnic_poll {
         qp: wire.near.number,
