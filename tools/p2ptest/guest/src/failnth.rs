@@ -51,7 +51,7 @@ const CLEAN: [Errno; 2] = [Errno::ENOMEM, Errno::EFAULT];
 const MAX_FAILURES: u32 = 20_000;
 
 /// How long resources may take to come back.
-const SETTLE: Duration = Duration::from_secs(20);
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// The thread's switch.
 #[derive(Debug)]

@@ -146,9 +146,8 @@ impl Importer {
         unsafe { self.__ioctl_raw(P2P_IMPORTER_IOCTL_ATTACH, (&raw mut arg).cast()) }
     }
 
-    /// `ATTACH` of a new importer.
-    pub fn __attach(fd: &impl AsRawFd, how: Attach) -> Result<Self, Errno> {
-        let importer = Self::open();
+    /// `ATTACH`.
+    pub fn __attach_to(&self, fd: &impl AsRawFd, how: Attach) -> Result<(), Errno> {
         let none = PciAddress {
             domain: 0,
             bus: 0,
@@ -161,7 +160,7 @@ impl Importer {
             Some(_) => 0,
             None => P2P_IMPORTER_SOFTWARE,
         };
-        importer.__attach_raw(p2p_importer_attach {
+        self.__attach_raw(p2p_importer_attach {
             fd: fd.as_raw_fd(),
             kind: how.kind as u32,
             answer: how.answer as u32,
@@ -172,7 +171,13 @@ impl Importer {
             pci_device: pci.device,
             pci_function: pci.function,
             pad: 0,
-        })?;
+        })
+    }
+
+    /// `ATTACH` of a new importer.
+    pub fn __attach(fd: &impl AsRawFd, how: Attach) -> Result<Self, Errno> {
+        let importer = Self::open();
+        importer.__attach_to(fd, how)?;
         Ok(importer)
     }
 
@@ -221,10 +226,14 @@ impl Importer {
     }
 
     /// `START_ACCESS`.
+    pub fn __start_access(&self) -> Result<(), Errno> {
+        self.__plain(P2P_IMPORTER_IOCTL_START_ACCESS)
+    }
+
+    /// `START_ACCESS`.
     #[track_caller]
     pub fn start_access(&self) {
-        let started = self.__plain(P2P_IMPORTER_IOCTL_START_ACCESS);
-        must(started, format_args!("START_ACCESS"));
+        must(self.__start_access(), format_args!("START_ACCESS"));
     }
 
     /// `MAP`; the index of the mapping and how many ranges it has.
@@ -285,15 +294,22 @@ impl Importer {
     }
 
     /// `CYCLE`: maps and unmaps `count` times.
-    #[track_caller]
-    pub fn cycle(&self, direction: Direction, count: u32) {
+    pub fn __cycle(&self, direction: Direction, count: u32) -> Result<(), Errno> {
         let mut arg = p2p_importer_cycle {
             direction: direction as u32,
             count,
         };
         // SAFETY: the structure is the one that the request is for.
-        let cycled = unsafe { self.__ioctl_raw(P2P_IMPORTER_IOCTL_CYCLE, (&raw mut arg).cast()) };
-        must(cycled, format_args!("CYCLE {count}"));
+        unsafe { self.__ioctl_raw(P2P_IMPORTER_IOCTL_CYCLE, (&raw mut arg).cast()) }
+    }
+
+    /// `CYCLE`: maps and unmaps `count` times.
+    #[track_caller]
+    pub fn cycle(&self, direction: Direction, count: u32) {
+        must(
+            self.__cycle(direction, count),
+            format_args!("CYCLE {count}"),
+        );
     }
 
     /// `INFO`.

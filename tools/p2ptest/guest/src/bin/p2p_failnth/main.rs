@@ -4,14 +4,19 @@
 //! to userspace. Each failure ends in ENOMEM or EFAULT and leaves nothing behind.
 //! Needs the debug kernel.
 
+mod importer;
+
+use importer::*;
 use nix::errno::Errno;
 use p2pguest::drm;
 use p2pguest::failnth::{FailNth, What};
 use p2pguest::gpu::{Bo, Gpu, Placement};
 use p2pguest::igt::{self, Subtest};
-use p2pguest::nic::{ACCESS_ALL, Nic};
+use p2pguest::map::Mapping;
+use p2pguest::nic::{ACCESS_ALL, Nic, TIMEOUT};
 use p2pguest::pattern::Pattern;
-use p2pguest::rig::{Exported, Rig, request};
+use p2pguest::rig::{Exported, RESERVED, Rig, request};
+use p2pguest::setting::Setting;
 use p2pguest::subtests;
 use p2pguest::sys::uapi::*;
 use std::fmt::Debug;
@@ -38,8 +43,10 @@ const SUBTESTS: &[Subtest] = subtests![
     fault,
     /// GEM_INFO.
     info,
-    /// GEM_SET_PEER.
+    /// GEM_SET_PEER, each flag.
     set_peer,
+    /// GEM_SET_PEER with a promise for which a NIC has to let go of slots.
+    set_peer_takes_slots,
     /// PEER_QUERY.
     query,
     /// GEM_MOVE in both directions: the object is where it was, and as it was.
@@ -52,6 +59,12 @@ const SUBTESTS: &[Subtest] = subtests![
     checksum,
     /// PRIME export.
     export,
+    /// GEM_EXPORT_RANGE.
+    export_range,
+    /// mmap of a dma-buf, and touching a page there.
+    mmap_dma_buf,
+    /// Writing and reading the policy of peers.
+    policy,
     /// PRIME import of an own object.
     import,
     /// Opening a NIC and closing it.
@@ -76,6 +89,22 @@ const SUBTESTS: &[Subtest] = subtests![
     post_recv,
     /// POLL of an empty queue.
     poll,
+    /// POLL of a completion: it is told once, however often that fails.
+    poll_completion,
+    /// Attaching importers of all kinds.
+    attach,
+    /// Mapping for a peer: through slots, in system memory, and falling back to it.
+    map,
+    /// Mapping for an importer that the core pins for.
+    map_static,
+    /// Mapping for a peer that needs the slots of another one.
+    map_takes_slots,
+    /// Pinning, where the object is and in system memory.
+    pin,
+    /// Unmapping, unpinning and detaching: they need nothing.
+    let_go,
+    /// What else the test importer can be asked for.
+    ask_importer,
 ];
 
 fn main() -> ExitCode {
@@ -185,9 +214,41 @@ fn info() {
 fn set_peer() {
     let gpu = Gpu::open(0);
     let object = || gpu.create(SIZE, Placement::Vram);
-    exhaust("GEM_SET_PEER", object, |bo| {
-        bo.__set_peer(P2PGPU_PEER_EXPORTABLE)
-    });
+    let unpromised = P2PGPU_PEER_EXPORTABLE | P2PGPU_PEER_STRICT | P2PGPU_PEER_READ_ONLY;
+    for flags in [P2PGPU_PEER_EXPORTABLE, RESERVED, unpromised] {
+        exhaust(&format!("GEM_SET_PEER {flags:#x}"), object, |bo| {
+            bo.__set_peer(flags)
+        });
+    }
+    let flagged = || {
+        let bo = object();
+        bo.set_peer(RESERVED | unpromised);
+        bo
+    };
+    exhaust("GEM_SET_PEER 0", flagged, |bo| bo.__set_peer(0));
+}
+
+fn set_peer_takes_slots() {
+    let rig = Rig::open();
+    let gpu = &rig.gpu[0];
+    let pages = SIZE / PAGE;
+    let _squeeze = rig.hold_slots(0, gpu.slots - pages);
+    let lent = || {
+        let held = rig.register(0, SIZE, Placement::Vram);
+        rig.touch(0, &held);
+        assert_eq!(u64::from(held.bo.info().peer_slots), pages);
+        (gpu.create(SIZE, Placement::Vram), held)
+    };
+    exhaust_and_check(
+        What::All,
+        "GEM_SET_PEER that takes slots",
+        lent,
+        |(bo, _)| bo.__set_peer(RESERVED),
+        |(bo, _), result| {
+            let promised = u64::from(bo.info().promised_slots);
+            assert_eq!(promised, if result.is_ok() { pages } else { 0 });
+        },
+    );
 }
 
 fn query() {
@@ -293,6 +354,46 @@ fn export() {
         Bo::__export,
         |_, _| (),
     );
+}
+
+fn export_range() {
+    let gpu = Gpu::open(0);
+    let object = || {
+        let bo = gpu.create(SIZE, Placement::Vram);
+        bo.set_exportable(true);
+        bo
+    };
+    let flags = P2PGPU_EXPORT_CLOEXEC | P2PGPU_EXPORT_RDWR;
+    exhaust_and_check(
+        What::Allocations,
+        "GEM_EXPORT_RANGE",
+        object,
+        |bo| bo.__export_range(PAGE, 2 * PAGE, flags),
+        |_, _| (),
+    );
+}
+
+fn mmap_dma_buf() {
+    let rig = Rig::open();
+    let exported = || rig.export(0, SIZE, Placement::Vram);
+    exhaust("mmap of a dma-buf", exported, |exported| {
+        let map = Mapping::__new(&exported.fd, 0, PAGE as usize)?;
+        map.store(0, 1);
+        Ok(())
+    });
+}
+
+fn policy() {
+    let rig = Rig::open();
+    let policy = Setting::new(rig.gpu[0].pci(), "peer_policy");
+    let mapped = || {
+        let held = rig.register(0, SIZE, Placement::Vram);
+        rig.touch(0, &held);
+        held
+    };
+    exhaust("peer_policy", mapped, |_| {
+        policy.__write("allow driver p2pnic\ndeny pci 0000:ff:00.0\ndefault deny")
+    });
 }
 
 fn import() {
@@ -414,4 +515,29 @@ fn poll() {
     let rig = Rig::open();
     let wire = rig.connect(4);
     exhaust("POLL", || (), |()| wire.near.__poll(1, Duration::ZERO));
+}
+
+fn poll_completion() {
+    let rig = Rig::open();
+    let (source, target) = (
+        rig.register(0, SIZE, Placement::Vram),
+        rig.register(1, SIZE, Placement::Vram),
+    );
+    let completed = || {
+        let wire = rig.connect(4);
+        wire.start_write(&source.region, &target.region);
+        wire
+    };
+    exhaust_and_check(
+        What::All,
+        "POLL of a completion",
+        completed,
+        |wire| wire.near.__poll(1, TIMEOUT),
+        |wire, result| match result {
+            Ok(found) => assert_eq!(found.len(), 1),
+            Err(_) => {
+                wire.near.expect(P2PNIC_STATUS_OK);
+            }
+        },
+    );
 }
