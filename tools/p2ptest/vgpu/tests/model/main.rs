@@ -2,6 +2,7 @@
 
 //! Tests of the whole model, with a fake machine around it: no guest, no socket.
 
+mod act;
 mod aperture;
 mod engine;
 mod hardware_rst;
