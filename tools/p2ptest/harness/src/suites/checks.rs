@@ -57,8 +57,10 @@ pub struct Built<'a> {
 const MODULES: [&str; 2] = ["p2pgpu", "p2pnic"];
 
 /// Crates of the kernel that hold code of ours.
-const CRATES: [&str; 3] = [
+const CRATES: [&str; 5] = [
     "rust/kernel",
+    "drivers/dma-buf/p2p_importer_test/p2p_importer_test",
+    "drivers/gpu/drm/p2pgpu/bench/p2pgpu_bench_main",
     "drivers/gpu/drm/p2pgpu/p2pgpu_main",
     "drivers/net/p2pnic/p2pnic",
 ];
