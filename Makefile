@@ -8,10 +8,10 @@ export T FILE P2PGPU_CACHE KERNEL_SOURCE ACCEL DEBUG MODE TOPOLOGY TIMEOUT_SCALE
 RUN := tools/p2ptest/scripts/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top test bench list shell kernel clean distclean
+.PHONY: help demo top test bench list series shell kernel clean distclean
 
 help:
 	@$(RUN) help
 
-demo top test bench list shell kernel clean distclean:
+demo top test bench list series shell kernel clean distclean:
 	@$(RUN) $@

@@ -18,6 +18,7 @@ mod qemu;
 mod qmp;
 mod results;
 mod select;
+mod series;
 mod session;
 mod splat;
 mod step;
@@ -51,6 +52,8 @@ enum Command {
     Kernel,
     /// Lists the chosen tests.
     List,
+    /// Writes what is added to the kernel as a series of mails.
+    Series,
     /// Starts an interactive guest.
     Shell,
     /// Runs the chosen tests.
@@ -79,6 +82,7 @@ fn run(command: Command) -> Result<bool> {
     match command {
         Command::Bench => bench::run(&ctx).map(|()| true),
         Command::Demo => interactive::demo(&ctx),
+        Command::Series => series::run(&ctx),
         Command::Shell => interactive::shell(&ctx).map(|()| true),
         Command::Top => interactive::top(&ctx),
         Command::List => test::list(&ctx, &filter()?).map(|()| true),

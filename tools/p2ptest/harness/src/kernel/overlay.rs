@@ -293,6 +293,28 @@ fn new_files(top: &Path) -> Result<Files> {
     Ok(files)
 }
 
+/// Linux's own versions of the files that patches edit, by path, from beside a tree that
+/// [`Tree::apply`] was applied to.
+///
+/// # Errors
+///
+/// When one cannot be read.
+pub fn originals<'p>(
+    tree: &Path,
+    patches: impl Iterator<Item = &'p PathBuf>,
+) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let folder = tree.with_extension("state").join("original");
+    let mut files = Files::new();
+    for patch in patches {
+        for path in touched_by(&fs::read_to_string(patch)?) {
+            if let Some(bytes) = read_optional(&folder.join(&path))? {
+                files.insert(path, bytes);
+            }
+        }
+    }
+    Ok(files)
+}
+
 /// The files that a patch in `git diff` form names.
 fn touched_by(patch: &str) -> BTreeSet<PathBuf> {
     patch
