@@ -3,15 +3,18 @@
 # makes a toolchain folder and runs the harness in it; nothing else is needed
 # on the host than git, make and, on Debian, mmdebstrap.
 
-export T FILE P2PGPU_CACHE KERNEL_SOURCE ACCEL DEBUG MODE TOPOLOGY TIMEOUT_SCALE CYCLES JOBS
+export T FILE P2PGPU_CACHE KERNEL_SOURCE ACCEL DEBUG MODE TOPOLOGY TIMEOUT_SCALE CYCLES JOBS \
+	SEED SEQUENCE STEPS PROCESSES WITHOUT
+# A name that shells use for something else.
+export P2PGPU_SECONDS := $(SECONDS)
 
 RUN := tools/p2ptest/scripts/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top test bench list series shell kernel clean distclean
+.PHONY: help demo top test bench fuzz list series shell kernel clean distclean
 
 help:
 	@$(RUN) help
 
-demo top test bench list series shell kernel clean distclean:
+demo top test bench fuzz list series shell kernel clean distclean:
 	@$(RUN) $@

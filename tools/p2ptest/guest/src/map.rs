@@ -45,6 +45,15 @@ impl Mapping {
         Ok(Self { start, len })
     }
 
+    /// Maps `len` bytes from the start of `file`, shared, to read only: stores fault.
+    pub fn __read_only(file: &impl AsFd, len: usize) -> Result<Self, Errno> {
+        let size = NonZeroUsize::new(len).ok_or(Errno::EINVAL)?;
+        let (prot, flags) = (ProtFlags::PROT_READ, MapFlags::MAP_SHARED);
+        // SAFETY: the kernel chooses a free address.
+        let start = unsafe { mmap(None, size, prot, flags, file, 0)? };
+        Ok(Self { start, len })
+    }
+
     /// Bytes mapped.
     #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
     pub fn len(&self) -> usize {

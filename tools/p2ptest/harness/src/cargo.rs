@@ -43,7 +43,7 @@ pub struct Programs {
     pub tests: Vec<PathBuf>,
     /// The guest's demo, once it exists.
     pub demo: Option<PathBuf>,
-    /// What else is in the guest: the tool that shows the apertures, and its load.
+    /// What else is in the guest: the tool that shows the apertures, its load, the fuzzer.
     pub tools: Vec<PathBuf>,
 }
 
@@ -88,7 +88,7 @@ pub fn programs(ctx: &Context) -> Result<Programs> {
         vnic: named("vnic")?,
         init: named("p2p-init")?,
         demo: named("p2pdemo").ok(),
-        tools: vec![named("p2ptop")?, named("p2pload")?],
+        tools: vec![named("p2ptop")?, named("p2pload")?, named("p2pfuzz")?],
         tests,
     })
 }
@@ -114,21 +114,22 @@ pub fn tests(ctx: &Context) -> Result<Vec<Executable>> {
 
 fn build(ctx: &Context, label: &str, log: &Path, arguments: &[&str]) -> Result<Vec<Executable>> {
     let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(ctx.workspace());
+    run(ctx, label, log, &mut command)
+}
+
+fn run(ctx: &Context, label: &str, log: &Path, command: &mut Command) -> Result<Vec<Executable>> {
     command
-        .args(arguments)
         .args(["--message-format=json-render-diagnostics"])
         .arg(format!("-j{}", ctx.jobs))
-        .env("CARGO_TERM_COLOR", "never")
-        .current_dir(ctx.workspace());
+        .env("CARGO_TERM_COLOR", "never");
     let step = Step {
         label,
         log,
         expected: None,
         unit: "crates",
     };
-    let done = step.run(&mut command, |line| {
-        line.trim_start().starts_with("Compiling")
-    })?;
+    let done = step.run(command, |line| line.trim_start().starts_with("Compiling"))?;
     Ok(executables(&done.output))
 }
 

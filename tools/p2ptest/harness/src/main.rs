@@ -7,6 +7,7 @@ mod cargo;
 mod content;
 mod context;
 mod cpio;
+mod fuzz;
 mod host;
 mod initrd;
 mod interactive;
@@ -48,6 +49,8 @@ enum Command {
     Bench,
     /// Sends a file from one GPU's memory to the other's.
     Demo,
+    /// Runs random calls of both drivers in a guest.
+    Fuzz,
     /// Builds the guest's kernel.
     Kernel,
     /// Lists the chosen tests.
@@ -82,6 +85,7 @@ fn run(command: Command) -> Result<bool> {
     match command {
         Command::Bench => bench::run(&ctx).map(|()| true),
         Command::Demo => interactive::demo(&ctx),
+        Command::Fuzz => fuzz::guest::run(&ctx),
         Command::Series => series::run(&ctx),
         Command::Shell => interactive::shell(&ctx).map(|()| true),
         Command::Top => interactive::top(&ctx),

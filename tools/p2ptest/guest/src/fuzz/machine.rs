@@ -1,0 +1,599 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Executes steps, and judges how each one ends by what the uapi's description says.
+
+use super::generate::{Action, FILES, FileId, Memory, Value};
+use super::table::{CALLS, COMMON, Call, Driver, Kind, Name};
+use crate::drm::{self, Node};
+use crate::gpu::Gpu;
+use crate::map::Mapping;
+use crate::nic::Nic;
+use crate::sys::uapi::*;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::mman::MapFlags;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::c_void;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+
+/// Bytes of a page.
+const PAGE: u64 = 4096;
+/// Entries of the array for completions, which no call may overrun.
+const CAPACITY: usize = 4096;
+/// What surrounds an argument and must not change.
+const CANARY: u8 = 0xa5;
+/// Bytes of it on either side.
+const MARGIN: usize = 64;
+
+/// What a step made.
+#[derive(Debug)]
+enum Thing {
+    /// A handle, place, region or queue pair.
+    Number(u64),
+    Buffer(OwnedFd),
+    Mapping(Mapping),
+}
+
+/// What is wrong with the end of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong(pub String);
+
+/// How a step ended, if nothing is wrong.
+pub type Ended = Result<(), Errno>;
+
+/// Open files, and what the steps have made.
+#[derive(Debug)]
+pub struct Machine {
+    gpus: Vec<Node>,
+    nics: Vec<PathBuf>,
+    files: Vec<File>,
+    made: BTreeMap<usize, Thing>,
+    /// Sizes of objects, by file and handle.
+    objects: BTreeMap<(FileId, u64), u64>,
+    /// Regions and queue pairs.
+    names: BTreeSet<(Name, FileId, u64)>,
+    /// Files in which a call has made something that it could not name.
+    lost: BTreeSet<FileId>,
+    /// Sizes of dma-bufs, by descriptor.
+    buffers: BTreeMap<i32, u64>,
+    /// What mappings are written from and read into: an access that the kernel makes for
+    /// us fails with EFAULT where one of our own would raise SIGBUS.
+    scratch: File,
+    completions: Vec<p2pnic_completion>,
+    read_only: Mapping,
+}
+
+impl Machine {
+    /// Opens the files of a sequence.
+    ///
+    /// # Errors
+    ///
+    /// When a device is missing or cannot be opened.
+    pub fn open() -> io::Result<Self> {
+        let scratch = File::from(nix::sys::memfd::memfd_create(
+            c"scratch",
+            nix::sys::memfd::MFdFlags::empty(),
+        )?);
+        scratch.set_len(PAGE)?;
+        let read_only = Mapping::__read_only(&scratch, PAGE as usize)?;
+        let mut machine = Self {
+            gpus: Gpu::nodes()?,
+            nics: Nic::paths()?,
+            files: Vec::new(),
+            made: BTreeMap::new(),
+            objects: BTreeMap::new(),
+            names: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            buffers: BTreeMap::new(),
+            scratch,
+            completions: vec![p2pnic_completion::default(); CAPACITY + 1],
+            read_only,
+        };
+        for index in 0..FILES.len() {
+            let file = machine.open_file(FileId(index))?;
+            machine.files.push(file);
+        }
+        Ok(machine)
+    }
+
+    fn open_file(&self, id: FileId) -> io::Result<File> {
+        let missing = || io::Error::other("two GPUs and two NICs are needed");
+        let (driver, index) = FILES[id.0];
+        match driver {
+            Driver::Gpu => self.gpus.get(index).ok_or_else(missing)?.open(),
+            Driver::Nic => {
+                let path = self.nics.get(index).ok_or_else(missing)?;
+                OpenOptions::new().read(true).write(true).open(path)
+            }
+        }
+    }
+
+    fn file(&self, id: FileId) -> &File {
+        &self.files[id.0]
+    }
+
+    /// The number that a value stands for; a step that made nothing names nothing.
+    fn number(&self, value: Value) -> u64 {
+        match value {
+            Value::Number(number) => number,
+            Value::Step(step) => match self.made.get(&step) {
+                Some(Thing::Number(number)) => *number,
+                Some(Thing::Buffer(fd)) => fd.as_raw_fd() as u64,
+                Some(Thing::Mapping(_)) | None => u64::from(u32::MAX),
+            },
+        }
+    }
+
+    /// The descriptor that a value stands for: of a dma-buf, or of nothing at all. What
+    /// else is open here is not for strangers to close or to read.
+    fn descriptor(&self, value: Value) -> i32 {
+        match value {
+            Value::Step(step) => match self.made.get(&step) {
+                Some(Thing::Buffer(fd)) => fd.as_raw_fd(),
+                _ => -1,
+            },
+            Value::Number(number) => -1 - (number % 1000) as i32,
+        }
+    }
+
+    /// Does a step.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with its end; an errno that its description allows is not.
+    pub fn perform(&mut self, at: usize, action: &Action) -> Result<Ended, Wrong> {
+        match action {
+            Action::Ioctl {
+                call,
+                file,
+                values,
+                memory,
+            } => self.ioctl(at, &CALLS[*call], *file, values, *memory),
+            Action::Unknown { file, request } => self.unknown(*file, *request),
+            Action::Close { file, handle } => {
+                let handle = self.number(*handle) as u32;
+                let ended = drm::close_handle(self.file(*file), handle);
+                let known = self.objects.remove(&(*file, handle.into())).is_some();
+                let known = known || self.lost.contains(file) && ended.is_ok();
+                expect("GEM_CLOSE", ended, known, &[Errno::EINVAL])
+            }
+            Action::Export {
+                file,
+                handle,
+                flags,
+            } => self.export(at, *file, *handle, *flags),
+            Action::Import { file, buffer } => self.import(at, *file, *buffer),
+            Action::CloseBuffer { buffer } => {
+                if let Value::Step(step) = buffer
+                    && let Some(Thing::Buffer(fd)) = self.made.get(step)
+                {
+                    self.buffers.remove(&fd.as_raw_fd());
+                    self.made.remove(step);
+                }
+                Ok(Ok(()))
+            }
+            Action::Map {
+                file,
+                what,
+                offset,
+                len,
+                shared,
+            } => Ok(self.map(at, *file, *what, *offset, *len, *shared)),
+            Action::Unmap { mapping } => {
+                if let Value::Step(step) = mapping
+                    && matches!(self.made.get(step), Some(Thing::Mapping(_)))
+                {
+                    self.made.remove(step);
+                }
+                Ok(Ok(()))
+            }
+            Action::Touch {
+                mapping,
+                offset,
+                write,
+            } => self.touch(*mapping, *offset, *write),
+            Action::Sync { buffer, flags } => {
+                // DMA_BUF_IOCTL_SYNC takes 8 bytes of flags.
+                let mut flags = *flags;
+                let fd = self.descriptor(*buffer);
+                // SAFETY: the request is for this number.
+                let ended = unsafe { ioctl(fd, 0x4008_6200, (&raw mut flags).cast()) };
+                allow("DMA_BUF_IOCTL_SYNC", ended, &[Errno::EBADF, Errno::EINVAL])
+            }
+            Action::Reopen { file } => self.reopen(*file),
+        }
+    }
+
+    fn reopen(&mut self, id: FileId) -> Result<Ended, Wrong> {
+        let file = self
+            .open_file(id)
+            .map_err(|error| Wrong(format!("open: {error}")))?;
+        self.files[id.0] = file;
+        self.objects.retain(|(file, _), _| *file != id);
+        self.names.retain(|(_, file, _)| *file != id);
+        self.lost.remove(&id);
+        Ok(Ok(()))
+    }
+
+    fn ioctl(
+        &mut self,
+        at: usize,
+        call: &Call,
+        file: FileId,
+        values: &[Value],
+        memory: Memory,
+    ) -> Result<Ended, Wrong> {
+        let array = self.completions.as_mut_ptr().expose_provenance() as u64;
+        let numbers: Vec<u64> = call
+            .fields
+            .iter()
+            .zip(values)
+            .map(|(field, value)| match field.kind {
+                Kind::Of(Name::Buffer) => self.descriptor(*value) as u64,
+                Kind::Array => match value {
+                    // Room for all, nothing, or nobody's.
+                    Value::Number(1) => array,
+                    Value::Number(number) => *number,
+                    Value::Step(_) => 0,
+                },
+                _ => self.number(*value),
+            })
+            .collect();
+        let mut argument = vec![CANARY; call.size + 2 * MARGIN];
+        for (field, number) in call.fields.iter().zip(&numbers) {
+            let bytes = number.to_le_bytes();
+            let start = MARGIN + field.offset;
+            for (to, from) in argument[start..start + field.width]
+                .iter_mut()
+                .zip(bytes.iter().cycle())
+            {
+                *to = *from;
+            }
+        }
+        let pointer: *mut c_void = match memory {
+            Memory::Good => argument[MARGIN..].as_mut_ptr().cast(),
+            Memory::Nowhere => std::ptr::without_provenance_mut(8),
+            Memory::ReadOnly => self.read_only.as_ptr(),
+        };
+        if let Some(last) = self.completions.last_mut() {
+            last.id = u64::MAX;
+        }
+        let fd = self.file(file).as_raw_fd();
+        // SAFETY: the argument is as large as the number says, or not ours to write at
+        // all; the array that it may point to has room for the greatest capacity. The
+        // kernel is the one that is on trial: it is watched by the canaries below.
+        let ended = unsafe { ioctl(fd, call.request, pointer) };
+        let (head, rest) = argument.split_at(MARGIN);
+        let (body, tail) = rest.split_at(call.size);
+        let whole = head.iter().chain(tail).all(|byte| *byte == CANARY);
+        if !whole || self.completions.last().is_some_and(|c| c.id != u64::MAX) {
+            return Err(Wrong(format!("{} wrote outside its argument", call.name)));
+        }
+        if memory != Memory::Good {
+            // What it made has no name now: only the file's end brings it back.
+            self.lost.insert(file);
+            return match ended {
+                Ok(()) if call.request >> 30 & 2 == 0 && memory == Memory::ReadOnly => Ok(ended),
+                Ok(()) => Err(Wrong(format!("{} with {memory:?} works", call.name))),
+                Err(_) => Ok(ended),
+            };
+        }
+        let numbers: Vec<u64> = call
+            .fields
+            .iter()
+            .zip(numbers)
+            .map(|(field, number)| match field.width {
+                4 => number & u64::from(u32::MAX),
+                _ => number,
+            })
+            .collect();
+        match ended {
+            Ok(()) => {
+                if let Some(why) = self.why_not(call, file, &numbers) {
+                    return Err(Wrong(format!("{} works, but {why}", call.name)));
+                }
+                self.note(at, call, file, &numbers, body)?;
+                Ok(Ok(()))
+            }
+            Err(Errno::EFAULT) if call.fields.iter().any(|f| f.kind == Kind::Array) => Ok(ended),
+            Err(_) => allow(call.name, ended, call.errors),
+        }
+    }
+
+    /// Why a call with these numbers must be refused, if it must.
+    fn why_not(&self, call: &Call, file: FileId, numbers: &[u64]) -> Option<String> {
+        for (field, &number) in call.fields.iter().zip(numbers) {
+            let good = match field.kind {
+                Kind::Zero => number == 0,
+                Kind::OneOf(values) => values.iter().any(|&value| u64::from(value) == number),
+                Kind::Flags(mask) => number & !u64::from(mask) == 0,
+                Kind::Entries => number.is_power_of_two() && (4..=2048).contains(&number),
+                Kind::Capacity => (1..=4096).contains(&number),
+                Kind::Of(Name::Handle | Name::Key | Name::Pair) if self.lost.contains(&file) => {
+                    true
+                }
+                Kind::Of(Name::Handle) => self.objects.contains_key(&(file, number)),
+                Kind::Of(Name::Buffer) => self.buffers.contains_key(&(number as u32).cast_signed()),
+                Kind::Of(name) => self.names.contains(&(name, file, number)),
+                _ => true,
+            };
+            if !good {
+                return Some(format!("{} is {number:#x}", field.name));
+            }
+        }
+        let number = |name: &str| call.field(name).map_or(0, |(index, _)| numbers[index]);
+        for (object, offset, size) in call.ranges {
+            let kind = call.field(object).map(|(_, field)| field.kind);
+            let end = match kind {
+                Some(Kind::Of(Name::Buffer)) => {
+                    self.buffers.get(&(number(object) as u32).cast_signed())
+                }
+                _ => self.objects.get(&(file, number(object))),
+            };
+            let (start, size) = (number(offset), number(size));
+            let inside = start.checked_add(size).zip(end);
+            if end.is_none() && self.lost.contains(&file) {
+                continue;
+            }
+            if size == 0 || inside.is_none_or(|(last, end)| last > *end) {
+                let bytes = end.map_or("no".to_owned(), |end| format!("{end:#x}"));
+                return Some(format!(
+                    "{start:#x}+{size:#x} is not in the {bytes} bytes of {object}"
+                ));
+            }
+        }
+        None
+    }
+
+    /// Remembers what a call made, and what it ended.
+    fn note(
+        &mut self,
+        at: usize,
+        call: &Call,
+        file: FileId,
+        numbers: &[u64],
+        body: &[u8],
+    ) -> Result<(), Wrong> {
+        let out = |field: &super::table::Field| {
+            body[field.offset..field.offset + field.width]
+                .iter()
+                .rev()
+                .fold(0, |number, byte| number << 8 | u64::from(*byte))
+        };
+        let number = |name: &str| call.field(name).map_or(0, |(index, _)| numbers[index]);
+        for field in call.fields {
+            let Kind::Made(name) = field.kind else {
+                continue;
+            };
+            let value = out(field);
+            match name {
+                Name::Buffer => {
+                    let fd = (value as u32).cast_signed();
+                    // SAFETY: the kernel has just made it, for us alone.
+                    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                    self.buffers.insert(fd.as_raw_fd(), number("size"));
+                    self.made.insert(at, Thing::Buffer(fd));
+                    continue;
+                }
+                Name::Handle => {
+                    self.objects.insert((file, value), number("size"));
+                }
+                Name::Key | Name::Pair => {
+                    self.names.insert((name, file, value));
+                }
+                Name::Place | Name::Mapping => {}
+            }
+            self.made.insert(at, Thing::Number(value));
+        }
+        match call.request {
+            P2PNIC_IOCTL_DEREG_REGION => {
+                self.names.remove(&(Name::Key, file, number("key")));
+            }
+            P2PNIC_IOCTL_DESTROY_QP => {
+                self.names.remove(&(Name::Pair, file, number("qp")));
+            }
+            DRM_IOCTL_P2PGPU_GEM_INFO => {
+                let get = |name: &str| call.field(name).map_or(0, |(_, field)| out(field));
+                let size = self.objects.get(&(file, number("handle"))).copied();
+                let pages = get("size") / PAGE;
+                let good = size.is_none_or(|size| size == get("size"))
+                    && get("peer_slots") <= get("slots")
+                    && get("slots") <= pages
+                    && get("placement") <= 1;
+                if !good {
+                    return Err(Wrong(format!("GEM_INFO of {size:#x?} bytes: {body:02x?}")));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A number that the drivers do not have. The core has others of the same type, which
+    /// are left alone, and takes a call of the GPU's driver in any size.
+    fn unknown(&mut self, file: FileId, request: u32) -> Result<Ended, Wrong> {
+        let (driver, _) = FILES[file.0];
+        let known = CALLS
+            .iter()
+            .filter(|call| call.driver == driver)
+            .any(|call| {
+                call.request == request
+                    || driver == Driver::Gpu && call.request & 0xffff == request & 0xffff
+            });
+        let (letter, number) = (request >> 8 & 0xff, request & 0xff);
+        let ours = match driver {
+            Driver::Gpu => letter == u32::from(b'd') && (0x40..0xa0).contains(&number),
+            Driver::Nic => letter == u32::from(b'N'),
+        };
+        if known || !ours {
+            return Ok(Ok(()));
+        }
+        // As large as the number can say.
+        let mut room = vec![0u8; 1 << 14];
+        let fd = self.file(file).as_raw_fd();
+        // SAFETY: there is room for all that the number can stand for.
+        match unsafe { ioctl(fd, request, room.as_mut_ptr().cast()) } {
+            Ok(()) => Err(Wrong(format!("ioctl {request:#x} works"))),
+            ended => Ok(ended),
+        }
+    }
+
+    fn export(
+        &mut self,
+        at: usize,
+        file: FileId,
+        handle: Value,
+        flags: u32,
+    ) -> Result<Ended, Wrong> {
+        let handle = self.number(handle) as u32;
+        let made = drm::prime_handle_to_fd(self.file(file), handle, flags.cast_signed());
+        let ended = made.map(|fd| {
+            let size = self.objects.get(&(file, handle.into())).copied();
+            self.buffers.insert(fd.as_raw_fd(), size.unwrap_or(0));
+            self.made.insert(at, Thing::Buffer(fd));
+        });
+        let known = self.objects.contains_key(&(file, handle.into()));
+        let errors = [Errno::EPERM, Errno::EINVAL, Errno::ENOENT, Errno::EMFILE];
+        if ended.is_ok() && !known && !self.lost.contains(&file) {
+            return Err(Wrong(format!("PRIME export of handle {handle} works")));
+        }
+        allow("PRIME_HANDLE_TO_FD", ended, &errors)
+    }
+
+    fn import(&mut self, at: usize, file: FileId, buffer: Value) -> Result<Ended, Wrong> {
+        let fd = self.descriptor(buffer);
+        let ended = drm::prime_fd_to_handle(self.file(file), fd).map(|handle| {
+            let size = self.buffers.get(&fd).copied().unwrap_or(0);
+            self.objects.insert((file, handle.into()), size);
+            self.made.insert(at, Thing::Number(handle.into()));
+        });
+        let errors = [Errno::EBADF, Errno::EINVAL, Errno::EPERM, Errno::EXDEV];
+        allow("PRIME_FD_TO_HANDLE", ended, &errors)
+    }
+
+    fn map(
+        &mut self,
+        at: usize,
+        file: FileId,
+        what: Value,
+        offset: u64,
+        len: usize,
+        shared: bool,
+    ) -> Ended {
+        let flags = match shared {
+            true => MapFlags::MAP_SHARED,
+            false => MapFlags::MAP_PRIVATE,
+        };
+        let step = match what {
+            Value::Step(step) => self.made.get(&step),
+            Value::Number(_) => None,
+        };
+        let mapping = match step {
+            Some(Thing::Buffer(fd)) => Mapping::__with_flags(fd, offset, len, flags),
+            _ => {
+                let place = self.number(what).wrapping_add(offset);
+                Mapping::__with_flags(self.file(file), place, len, flags)
+            }
+        }?;
+        self.made.insert(at, Thing::Mapping(mapping));
+        Ok(())
+    }
+
+    fn touch(&self, mapping: Value, offset: u64, write: bool) -> Result<Ended, Wrong> {
+        let Value::Step(step) = mapping else {
+            return Ok(Ok(()));
+        };
+        let Some(Thing::Mapping(mapping)) = self.made.get(&step) else {
+            return Ok(Ok(()));
+        };
+        let start = (offset as usize) % mapping.len();
+        let word = 8.min(mapping.len() - start);
+        let fd = self.scratch.as_raw_fd();
+        // SAFETY: both calls move bytes between a file of ours and a mapping, within its
+        // bounds; nobody holds a reference to either.
+        let moved = unsafe {
+            let place = mapping.as_ptr().byte_add(start);
+            match write {
+                true => libc::pread(fd, place, word, 0),
+                false => libc::pwrite(fd, place, word, 0),
+            }
+        };
+        Ok(Errno::result(moved).map(drop))
+    }
+
+    /// What must hold between any two steps.
+    ///
+    /// # Errors
+    ///
+    /// What does not.
+    pub fn check(&self) -> Result<(), Wrong> {
+        for id in (0..FILES.len()).map(FileId) {
+            if FILES[id.0].0 == Driver::Gpu {
+                self.check_gpu(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_gpu(&self, id: FileId) -> Result<(), Wrong> {
+        let param = |param: u32| {
+            let mut argument = drm_p2pgpu_getparam {
+                param: param.into(),
+                value: 0,
+            };
+            let fd = self.file(id).as_raw_fd();
+            // SAFETY: the structure is the one that the request is for.
+            unsafe { ioctl(fd, DRM_IOCTL_P2PGPU_GETPARAM, (&raw mut argument).cast()) }
+                .map_err(|errno| Wrong(format!("GETPARAM {param}: {errno}")))?;
+            Ok(argument.value)
+        };
+        let total = param(P2PGPU_PARAM_SLOTS_TOTAL)?;
+        let reserved = param(P2PGPU_PARAM_SLOTS_RESERVED)?;
+        let pinned = param(P2PGPU_PARAM_SLOTS_PINNED)?;
+        let free = param(P2PGPU_PARAM_VRAM_FREE)?;
+        for (name, number, limit) in [
+            ("available", param(P2PGPU_PARAM_SLOTS_AVAILABLE)?, total),
+            ("lent", param(P2PGPU_PARAM_SLOTS_LENT)?, total),
+            ("draining", param(P2PGPU_PARAM_SLOTS_DRAINING)?, total),
+            ("promised", reserved + pinned, total),
+            ("free VRAM", free, param(P2PGPU_PARAM_VRAM_SIZE)?),
+        ] {
+            if number > limit {
+                return Err(Wrong(format!("{name}: {number} of {limit}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An ioctl, any ioctl.
+///
+/// # Safety
+///
+/// What the kernel does with the argument must be good.
+unsafe fn ioctl(fd: i32, request: u32, argument: *mut c_void) -> Result<(), Errno> {
+    // SAFETY: up to the caller.
+    let result = unsafe { libc::ioctl(fd, request.into(), argument) };
+    Errno::result(result).map(drop)
+}
+
+/// An errno must be one that is documented.
+fn allow(name: &str, ended: Ended, errors: &[Errno]) -> Result<Ended, Wrong> {
+    match ended {
+        Err(errno) if !errors.contains(&errno) && !COMMON.contains(&errno) => {
+            Err(Wrong(format!("{name}: {errno}, which is not documented")))
+        }
+        _ => Ok(ended),
+    }
+}
+
+/// It must work if what it names is there, and else be refused.
+fn expect(name: &str, ended: Ended, known: bool, errors: &[Errno]) -> Result<Ended, Wrong> {
+    if ended.is_ok() != known {
+        let there = if known { "is there" } else { "is not" };
+        return Err(Wrong(format!("{name}: {ended:?}, but it {there}")));
+    }
+    allow(name, ended, errors)
+}
