@@ -4,17 +4,17 @@
 # on the host than git, make and, on Debian, mmdebstrap.
 
 export T FILE P2PGPU_CACHE KERNEL_SOURCE ACCEL DEBUG MODE TOPOLOGY TIMEOUT_SCALE CYCLES JOBS \
-	SEED SEQUENCE STEPS PROCESSES WITHOUT
+	SEED SEQUENCE STEPS PROCESSES WITHOUT TARGET
 # A name that shells use for something else.
 export P2PGPU_SECONDS := $(SECONDS)
 
 RUN := tools/p2ptest/scripts/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top test bench fuzz list series shell kernel clean distclean
+.PHONY: help demo top test bench coverage fuzz fuzz-models list series shell kernel clean distclean
 
 help:
 	@$(RUN) help
 
-demo top test bench fuzz list series shell kernel clean distclean:
+demo top test bench coverage fuzz fuzz-models list series shell kernel clean distclean:
 	@$(RUN) $@

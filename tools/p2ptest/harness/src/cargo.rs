@@ -112,6 +112,49 @@ pub fn tests(ctx: &Context) -> Result<Vec<Executable>> {
     Ok(built)
 }
 
+/// Builds all test executables and the programs that they start with counters of lines,
+/// in a folder of their own.
+///
+/// # Errors
+///
+/// When the build fails.
+pub fn tests_with_counters(ctx: &Context) -> Result<Vec<Executable>> {
+    let log = ctx.logs().join("coverage-build.log");
+    let _lock = lock::take(&ctx.cache.join("cargo.lock"), "builds programs")?;
+    let mut command = Command::new("cargo");
+    command
+        .args(["test", "--workspace", "--no-run"])
+        .env("RUSTFLAGS", "-Cinstrument-coverage")
+        .env("CARGO_TARGET_DIR", ctx.cache.join("target/coverage"))
+        .current_dir(ctx.workspace());
+    let mut built = run(ctx, "tests with counters", &log, &mut command)?;
+    built.retain(|e| e.test || e.kind == "bin");
+    Ok(built)
+}
+
+/// Builds the targets of the `fuzz` folder, which is a workspace of its own, with these
+/// flags for the compiler.
+///
+/// # Errors
+///
+/// When the build fails.
+pub fn fuzz_targets(ctx: &Context, flags: &str) -> Result<Vec<PathBuf>> {
+    let log = ctx.logs().join("fuzz-build.log");
+    let _lock = lock::take(&ctx.cache.join("cargo.lock"), "builds programs")?;
+    let mut command = Command::new("cargo");
+    command
+        // Named, so that build scripts and macros are built without the flags.
+        .args(["build", "--release", "--target", "x86_64-unknown-linux-gnu"])
+        .env("RUSTFLAGS", flags)
+        .current_dir(ctx.workspace().join("fuzz"));
+    let built = run(ctx, "fuzz targets", &log, &mut command)?;
+    Ok(built
+        .into_iter()
+        .filter(|e| e.kind == "bin")
+        .map(|e| e.path)
+        .collect())
+}
+
 fn build(ctx: &Context, label: &str, log: &Path, arguments: &[&str]) -> Result<Vec<Executable>> {
     let mut command = Command::new("cargo");
     command.args(arguments).current_dir(ctx.workspace());

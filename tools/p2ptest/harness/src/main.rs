@@ -6,6 +6,7 @@ mod bench;
 mod cargo;
 mod content;
 mod context;
+mod coverage;
 mod cpio;
 mod fuzz;
 mod host;
@@ -15,6 +16,7 @@ mod kernel;
 mod ktap;
 mod lock;
 mod models;
+mod packages;
 mod qemu;
 mod qmp;
 mod results;
@@ -49,8 +51,12 @@ enum Command {
     Bench,
     /// Sends a file from one GPU's memory to the other's.
     Demo,
+    /// Reports the lines that the host's tests reach.
+    Coverage,
     /// Runs random calls of both drivers in a guest.
     Fuzz,
+    /// Fuzzes the device models.
+    FuzzModels,
     /// Builds the guest's kernel.
     Kernel,
     /// Lists the chosen tests.
@@ -85,7 +91,9 @@ fn run(command: Command) -> Result<bool> {
     match command {
         Command::Bench => bench::run(&ctx).map(|()| true),
         Command::Demo => interactive::demo(&ctx),
+        Command::Coverage => coverage::run(&ctx),
         Command::Fuzz => fuzz::guest::run(&ctx),
+        Command::FuzzModels => fuzz::models::run(&ctx),
         Command::Series => series::run(&ctx),
         Command::Shell => interactive::shell(&ctx).map(|()| true),
         Command::Top => interactive::top(&ctx),

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `make fuzz`.
+//! `make fuzz` and `make fuzz-models`.
 
 pub mod guest;
 mod minimise;
+pub mod models;
 
 use std::fmt::Display;
 use std::str::FromStr;
