@@ -47,4 +47,9 @@ __rust_helper void rust_helper_vma_set_pfnmap(struct vm_area_struct *vma)
 	vma->vm_page_prot = pgprot_decrypted(vma->vm_page_prot);
 }
 
+__rust_helper void rust_helper_vma_set_dontexpand(struct vm_area_struct *vma)
+{
+	vm_flags_set(vma, VM_DONTEXPAND);
+}
+
 #endif /* CONFIG_DRM */

@@ -17,7 +17,8 @@ use crate::{
             Ops,
             Source, //
         },
-        resv::Resv, //
+        resv::Resv,
+        DmaBuf, //
     },
     drm::{
         self,
@@ -54,6 +55,7 @@ use super::{
     IntoGEMObject, //
 };
 
+mod import;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
 mod window;
@@ -77,6 +79,19 @@ pub trait Backing: DriverObject + Exporter<Source = Object<Self>> {
     /// a new one or one that exists.
     fn export(obj: &Object<Self>) -> Result;
 
+    /// Somebody else's dma-buf comes by PRIME: attach to it, and make the object that stands for it
+    /// with [`Object::imported`]. Without it all are refused with `EINVAL`.
+    ///
+    /// Never called for a dma-buf of the same device: one of an object is that object, and one of a
+    /// [`Window`] is refused. Called under locks of the core, inside which reservation locks may be
+    /// taken, as attaching does.
+    fn import(
+        _dev: &Device<Self::Driver, Registered>,
+        _dmabuf: &DmaBuf,
+    ) -> Result<ARef<Object<Self>>> {
+        Err(EINVAL)
+    }
+
     /// The last reference is gone: return what the object holds. May sleep.
     fn free(obj: &Object<Self>);
 }
@@ -96,6 +111,9 @@ pub struct Object<T: Backing> {
     obj: Opaque<bindings::drm_gem_object>,
     #[pin]
     data: T,
+    /// What the object stands for, if it was imported: the reservation lock is that of this.
+    // Field order: dropped after `data`, which may be attached to it.
+    dmabuf: Option<ARef<DmaBuf>>,
 }
 
 super::impl_aref_for_gem_obj! {
@@ -134,20 +152,37 @@ impl<T: Backing> Object<T> {
         size: usize,
         args: T::Args,
     ) -> Result<ARef<Self>> {
+        Self::make(dev, size, args, None)
+    }
+
+    fn make(
+        dev: &Device<T::Driver, Registered>,
+        size: usize,
+        args: T::Args,
+        dmabuf: Option<ARef<DmaBuf>>,
+    ) -> Result<ARef<Self>> {
         if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
             return Err(EINVAL);
         }
+        let resv = match &dmabuf {
+            // SAFETY: The buffer is valid, and so is its reservation object, for as long.
+            Some(dmabuf) => unsafe { (*dmabuf.as_raw()).resv },
+            None => ptr::null_mut(),
+        };
         let obj = KBox::pin_init(
             try_pin_init!(Self {
                 obj: Opaque::new(bindings::drm_gem_object::default()),
                 data <- T::new(dev, size, args),
+                dmabuf,
             }),
             GFP_KERNEL,
         )?;
 
-        // SAFETY: The object is ours alone; the device is valid.
+        // SAFETY: The object is ours alone; the device is valid. The reservation object is null, so
+        // that the object has its own, or that of the buffer, which the object keeps.
         unsafe {
             (*obj.as_raw()).funcs = &const { Self::OBJECT_FUNCS };
+            (*obj.as_raw()).resv = resv;
             bindings::drm_gem_private_object_init((**dev).as_raw(), obj.as_raw(), size);
         }
 
@@ -192,7 +227,8 @@ impl<T: Backing> Object<T> {
 
     /// The lock that guards the object's placement and its importers' mappings.
     pub fn resv(&self) -> &Resv {
-        // SAFETY: The reservation object is embedded in the GEM object.
+        // SAFETY: The reservation object is embedded in the GEM object, or in the dma-buf that it
+        // stands for, to which it has a reference.
         unsafe { Resv::from_raw(self.raw_dma_resv()) }
     }
 
@@ -260,8 +296,11 @@ impl<T: Backing> Object<T> {
         };
         // SAFETY: All objects of this driver are `Self`; the look-up gave us a reference.
         let obj: ARef<Self> = unsafe { ARef::from_raw(Self::from_raw(obj.as_ptr()).into()) };
-        if let Err(error) = T::export(&obj) {
-            return error.to_errno();
+        // What was imported is handed on: the exporter has agreed to that.
+        if obj.dmabuf.is_none() {
+            if let Err(error) = T::export(&obj) {
+                return error.to_errno();
+            }
         }
         // SAFETY: These are the arguments that the core passed.
         unsafe { bindings::drm_gem_prime_handle_to_fd(dev, file, handle, flags, fd) }
@@ -274,9 +313,14 @@ impl<T: Backing> Object<T> {
         obj: *mut bindings::drm_gem_object,
         flags: c_int,
     ) -> *mut bindings::dma_buf {
-        // The handle may name another object than when `handle_to_fd_callback()` asked.
         // SAFETY: All objects with these functions are `Self`.
-        if let Err(error) = T::export(unsafe { Self::from_raw(obj) }) {
+        let this = unsafe { Self::from_raw(obj) };
+        if this.dmabuf.is_some() {
+            // The core knows the dma-buf of an import for as long as there is a handle.
+            return EINVAL.to_ptr();
+        }
+        // The handle may name another object than when `handle_to_fd_callback()` asked.
+        if let Err(error) = T::export(this) {
             return error.to_ptr();
         }
         // SAFETY: The object's device and its driver are valid, as the object is.
@@ -299,9 +343,16 @@ impl<T: Backing> Object<T> {
     ///
     /// Called by the core with a mapping that is being made.
     unsafe extern "C" fn mmap_callback(
-        _obj: *mut bindings::drm_gem_object,
+        obj: *mut bindings::drm_gem_object,
         vma: *mut bindings::vm_area_struct,
     ) -> c_int {
+        // SAFETY: All objects with these functions are `Self`.
+        let this = unsafe { Self::from_raw(obj) };
+        if let Some(dmabuf) = &this.dmabuf {
+            // SAFETY: The core passes a mapping that is being made, and that is no larger than the
+            // object, which is as large as the buffer.
+            return unsafe { Self::mmap_of_exporter(obj, dmabuf, vma) };
+        }
         // SAFETY: The core passes a mapping that is being made, which nobody else sees yet.
         unsafe {
             if bindings::vma_is_cow_mapping(vma) {
@@ -336,28 +387,6 @@ impl<T: Backing> Object<T> {
             None => Outcome::Sigbus,
         }
         .into_raw()
-    }
-
-    /// # Safety
-    ///
-    /// Called by the core with a device of `T::Driver` and a valid dma-buf.
-    unsafe extern "C" fn import_callback(
-        dev: *mut bindings::drm_device,
-        dmabuf: *mut bindings::dma_buf,
-    ) -> *mut bindings::drm_gem_object {
-        // SAFETY: The core passes a valid device and dma-buf. If the buffer has our operations,
-        // its private pointer is one of our objects.
-        unsafe {
-            if ptr::eq((*dmabuf).ops, Self::dmabuf_ops()) {
-                let obj: *mut bindings::drm_gem_object = (*dmabuf).priv_.cast();
-                if (*obj).dev == dev {
-                    // Our own object comes home: no attachment, another reference.
-                    bindings::drm_gem_object_get(obj);
-                    return obj;
-                }
-            }
-        }
-        EINVAL.to_ptr()
     }
 }
 

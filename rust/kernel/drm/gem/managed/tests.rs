@@ -235,9 +235,54 @@ impl Backing for KunitObject {
         obj.events.export.check()
     }
 
+    fn import(
+        dev: &Device<KunitDriver, Registered>,
+        dmabuf: &DmaBuf,
+    ) -> Result<ARef<Object<Self>>> {
+        Object::imported(dev, dmabuf.into(), (Events::new()?, 1))
+    }
+
     fn free(obj: &Object<Self>) {
         obj.events.freed.up();
     }
+}
+
+/// Exports pages of an object, which nobody gets to map.
+struct KunitWindow;
+
+impl Exporter for KunitWindow {
+    type Source = Window<KunitObject>;
+    type Attachment = ();
+    type Mapping = ();
+
+    fn attach(_source: &Window<KunitObject>, _importer: &ImporterInfo<'_>) -> Result {
+        Err(EPERM)
+    }
+
+    fn detach(_source: &Window<KunitObject>, _data: &()) {}
+
+    fn pin(
+        _source: &Window<KunitObject>,
+        _importer: &ImporterInfo<'_>,
+        _data: &(),
+        _held: Held<'_>,
+    ) -> Result {
+        Err(EPERM)
+    }
+
+    fn unpin(_source: &Window<KunitObject>, _data: &(), _held: Held<'_>) {}
+
+    fn map<'a>(
+        _source: &Window<KunitObject>,
+        _importer: &'a ImporterInfo<'a>,
+        _data: &(),
+        _held: Held<'_>,
+        _dir: DataDirection,
+    ) -> Result<(Table<'a>, ())> {
+        Err(EPERM)
+    }
+
+    fn unmap(_source: &Window<KunitObject>, _data: &(), _held: Held<'_>, _mapping: ()) {}
 }
 
 /// A registered DRM device.
@@ -283,6 +328,12 @@ fn export(obj: &Object<KunitObject>) -> Result<ARef<DmaBuf>> {
     let raw = from_err_ptr(unsafe { Object::<KunitObject>::export_callback(obj.as_raw(), flags) })?;
     // SAFETY: The function returned a dma-buf and a reference to it.
     Ok(unsafe { ARef::from_raw(NonNull::new(raw).ok_or(EINVAL)?.cast()) })
+}
+
+/// Imports a dma-buf, as the PRIME ioctl does.
+fn import(dev: &Device<KunitDriver>, dmabuf: &DmaBuf) -> Result<*mut bindings::drm_gem_object> {
+    // SAFETY: The device and the buffer are valid; the tests register a device before.
+    from_err_ptr(unsafe { Object::<KunitObject>::import_callback(dev.as_raw(), dmabuf.as_raw()) })
 }
 
 /// Releases of files, and thus of dma-bufs, are put off in kernel threads.
@@ -425,21 +476,12 @@ mod suite {
     #[test]
     fn import_of_own_object() -> Result {
         let parent = faux_device()?;
-        let stranger = faux_device()?;
-        let (rig, other) = (Rig::new(&parent)?, Rig::new(&stranger)?);
+        let rig = Rig::new(&parent)?;
         let events = Events::new()?;
         let obj = rig.small(&events)?;
         let dmabuf = export(&obj)?;
-        // SAFETY: Both devices and the buffer are valid.
-        let import = |rig: &Rig<'_>| unsafe {
-            from_err_ptr(Object::<KunitObject>::import_callback(
-                rig.dev().as_raw(),
-                dmabuf.as_raw(),
-            ))
-        };
-        let home = import(&rig)?;
+        let home = import(rig.dev(), &dmabuf)?;
         assert!(core::ptr::eq(home, obj.as_raw()));
-        assert_eq!(import(&other).err(), Some(EINVAL));
         assert_eq!(events.attached.get(), 0);
 
         // The import is a reference of its own.
@@ -450,6 +492,53 @@ mod suite {
         // SAFETY: This is the reference that the import returned.
         unsafe { bindings::drm_gem_object_put(home) };
         assert_eq!(events.freed.get(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn import_of_others_object() -> Result {
+        let parent = faux_device()?;
+        let stranger = faux_device()?;
+        let (rig, other) = (Rig::new(&parent)?, Rig::new(&stranger)?);
+        let events = Events::new()?;
+        let obj = rig.small(&events)?;
+        let dmabuf = export(&obj)?;
+        let raw = import(other.dev(), &dmabuf)?;
+        // SAFETY: This is an object of the other device, and a reference to it.
+        let imported: ARef<Object<KunitObject>> =
+            unsafe { ARef::from_raw(Object::<KunitObject>::from_raw(raw).into()) };
+        assert!(!core::ptr::eq(&*imported, &*obj));
+        assert!(core::ptr::eq(imported.dev(), other.dev()));
+        assert_eq!(imported.size(), obj.size());
+        assert!(core::ptr::eq(imported.resv(), obj.resv()));
+        // Only the core can hand on the dma-buf, which it knows.
+        assert_eq!(export(&imported).err(), Some(EINVAL));
+
+        // The import keeps the dma-buf, which keeps the object.
+        let freed = imported.events.clone();
+        drop(dmabuf);
+        drop(obj);
+        flush_releases();
+        assert_eq!((freed.freed.get(), events.freed.get()), (0, 0));
+        drop(imported);
+        flush_releases();
+        assert_eq!((freed.freed.get(), events.freed.get()), (1, 1));
+        Ok(())
+    }
+
+    #[test]
+    fn import_of_own_window_and_when_gone() -> Result {
+        let parent = faux_device()?;
+        let stranger = faux_device()?;
+        let (rig, other) = (Rig::new(&parent)?, Rig::new(&stranger)?);
+        let obj = rig.small(&Events::new()?)?;
+        let flags = c_int::try_from(bindings::O_RDWR | bindings::O_CLOEXEC)?;
+        let window = Window::export::<KunitWindow>(&obj, 1..2, flags)?;
+        assert_eq!(import(rig.dev(), &window).err(), Some(EINVAL));
+
+        let gone: ARef<Device<KunitDriver>> = other.dev().into();
+        drop(other);
+        assert_eq!(import(&gone, &window).err(), Some(ENODEV));
         Ok(())
     }
 }
