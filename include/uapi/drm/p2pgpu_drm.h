@@ -6,6 +6,23 @@
  * padding that is not zero are refused with EINVAL. Errors that every ioctl
  * can return: EFAULT (the argument is not readable or writable), ENODEV (the
  * device is gone), ENOMEM, EINTR (a signal arrived; nothing was done).
+ *
+ * Dma-bufs of other exporters, another device of this driver among them, can be
+ * imported by PRIME. The object that stands for one belongs to its exporter:
+ *
+ * - CPU mappings are the exporter's, as if the dma-buf had been mapped. They do
+ *   not need this device: they stay when it goes, and go when the exporter says.
+ * - GEM_COPY and GEM_CHECKSUM work. The engine reaches the bytes where the
+ *   exporter keeps them, through the aperture if that is another device's VRAM
+ *   and there is a route. The errors of the exporter are returned: EPERM, EACCES,
+ *   EXDEV, ENOSPC and ENODEV if it is a device of this driver.
+ * - GEM_INFO says P2PGPU_PLACEMENT_IMPORTED; all but handle and size is 0.
+ * - Export by PRIME gives the dma-buf that was imported, whatever the flags.
+ * - GEM_SET_PEER, PEER_QUERY, GEM_MOVE and GEM_EXPORT_RANGE are the exporter's:
+ *   EOPNOTSUPP.
+ *
+ * A dma-buf of an object of this device gives the object itself; one of a range
+ * of it is refused (EINVAL).
  */
 #ifndef _UAPI_P2PGPU_DRM_H_
 #define _UAPI_P2PGPU_DRM_H_
@@ -59,6 +76,8 @@ struct drm_p2pgpu_getparam {
 /* Where an object's bytes are. */
 #define P2PGPU_PLACEMENT_SYSTEM		0
 #define P2PGPU_PLACEMENT_VRAM		1
+/* Where the exporter has them: only GEM_INFO says so. */
+#define P2PGPU_PLACEMENT_IMPORTED	2
 
 /**
  * struct drm_p2pgpu_gem_create - create an object, filled with zeros
@@ -132,7 +151,8 @@ struct drm_p2pgpu_gem_mmap_offset {
  * such handle. ENOSPC: the promises would not fit, or are more than the process,
  * all of them together, or the cgroup may have. EBUSY: an importer that would
  * have to let go pins the object, or does not let go in time; or the promises
- * would fit, but peers do not let go of the slots.
+ * would fit, but peers do not let go of the slots. EOPNOTSUPP: the object is
+ * imported.
  */
 struct drm_p2pgpu_gem_set_peer {
 	/** @handle: in */
@@ -222,6 +242,7 @@ struct drm_p2pgpu_gem_info {
  *
  * ENOENT: no such handle. ENXIO: no such PCI device. EINVAL: the address is
  * malformed. EAGAIN: the device is just being bound to a driver or unbound.
+ * EOPNOTSUPP: the object is imported.
  */
 struct drm_p2pgpu_peer_query {
 	/** @handle: in */
@@ -266,8 +287,9 @@ struct drm_p2pgpu_peer_query {
  *
  * EBUSY: an importer pins the object, does not let go, or lets go so late that
  * the promises could not be kept. ENOSPC: not enough free VRAM, or more than the
- * cgroup may have. EINVAL: unknown placement or flag. ENOENT: no such handle. EIO: the copy failed and the
- * object is where it was.
+ * cgroup may have. EINVAL: unknown placement or flag. ENOENT: no such handle.
+ * EIO: the copy failed and the object is where it was. EOPNOTSUPP: the object is
+ * imported.
  */
 struct drm_p2pgpu_gem_move {
 	/** @handle: in */
@@ -286,8 +308,13 @@ struct drm_p2pgpu_gem_move {
  * Returns when the copy is done. The objects may be in any placement and may
  * be one object, if the ranges do not overlap.
  *
+ * Waits for those who use the objects and say so by fences: for who writes the
+ * source, and for all who use the destination. Its own fence is among those of
+ * both objects, and of their dma-bufs, until the copy is done.
+ *
  * EINVAL: a range is empty, past the end of its object, or overlaps the other.
- * ENOENT: no such handle. EIO: the engine failed.
+ * ENOENT: no such handle. EIO: the engine failed. ENOSPC: the ranges are of
+ * dma-bufs that their exporter cannot show at once. Errors of exporters.
  */
 struct drm_p2pgpu_gem_copy {
 	/** @src_handle: in */
@@ -307,9 +334,11 @@ struct drm_p2pgpu_gem_copy {
 /**
  * struct drm_p2pgpu_gem_checksum - SHA-256 of a range, by the copy engine
  *
+ * Reads the object as GEM_COPY does.
+ *
  * EINVAL: the range is empty or past the end of the object. ENOENT: no such
  * handle. E2BIG: the range lies in more pieces than one command takes (65536).
- * EIO: the engine failed.
+ * EIO: the engine failed. Errors of exporters.
  */
 struct drm_p2pgpu_gem_checksum {
 	/** @handle: in */
@@ -335,12 +364,13 @@ struct drm_p2pgpu_gem_checksum {
  * and of the whole object share the slots of the pages that they share, and are
  * invalidated together. A reservation is one of the whole object.
  *
- * The file descriptor cannot be imported by PRIME into a device of this driver
- * (EINVAL from the PRIME ioctl).
+ * The file descriptor cannot be imported by PRIME into the same device (EINVAL
+ * from the PRIME ioctl).
  *
  * EINVAL: the range is empty, not of whole pages or past the end of the object;
  * unknown flag. ENOENT: no such handle. EPERM: the object is not flagged
- * P2PGPU_PEER_EXPORTABLE. EMFILE: no file descriptor is left.
+ * P2PGPU_PEER_EXPORTABLE. EMFILE: no file descriptor is left. EOPNOTSUPP: the
+ * object is imported.
  */
 struct drm_p2pgpu_gem_export_range {
 	/** @handle: in */

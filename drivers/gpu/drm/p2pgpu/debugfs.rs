@@ -277,8 +277,10 @@ fn show_object(counted: &Counted, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     {
         let state = obj.state.lock();
         let placement = match state.placement.kind() {
-            PlacementKind::System => "system",
-            PlacementKind::Vram => "vram",
+            Some(PlacementKind::System) => "system",
+            Some(PlacementKind::Vram) => "vram",
+            // It has no importers of this driver, nor slots: it is not listed.
+            None => "imported",
         };
         write!(f, "placement={placement} flags=")?;
         let set = FLAGS.iter().filter(|(flag, _)| state.has_flag(*flag));

@@ -12,6 +12,7 @@ use crate::{
         self,
         Object, //
     },
+    import::Imports,
     limits::Limits,
     patience::Patience,
     policy::Policy,
@@ -244,6 +245,9 @@ impl DrmData {
 #[pin_data]
 pub(crate) struct Gpu<'drm> {
     pdev: &'drm pci::Device<device::Bound>,
+    // Dropped before the ring whose work uses them.
+    #[pin]
+    pub(crate) imports: Imports,
     /// Copies, fills and checksums.
     #[pin]
     pub(crate) engine_ring: Ring<'drm>,
@@ -317,6 +321,7 @@ impl<'drm> Gpu<'drm> {
 
             Ok(try_pin_init!(Self {
                 pdev,
+                imports <- Imports::new(),
                 engine_ring <- Ring::new(
                     pdev,
                     bar.clone(),

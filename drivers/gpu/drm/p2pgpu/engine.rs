@@ -11,6 +11,7 @@ use crate::{
     },
     ring::Ring, //
 };
+use core::ops::Range;
 use kernel::{
     device,
     dma::Coherent,
@@ -31,6 +32,13 @@ pub(crate) struct Extent {
 }
 
 impl Extent {
+    /// Some of the bytes; `None` if they are not all there, or have no addresses.
+    pub(crate) fn part(mut self, range: Range<u64>) -> Option<Self> {
+        let len = range.end.checked_sub(range.start)?;
+        self.split_front(range.start).ok()?;
+        (len <= self.len).then_some(Self { len, ..self })
+    }
+
     /// Cuts `len` bytes off the front.
     fn split_front(&mut self, len: u64) -> Result<Place> {
         let front = self.place;
@@ -190,14 +198,38 @@ pub(crate) fn clear<'a, 'drm>(
 /// Bytes of a digest.
 pub(crate) const DIGEST_SIZE: usize = 32;
 
-/// The SHA-256 of the bytes of `src`, in order.
+/// A checksum that the engine has been told to compute. Dropping it waits.
+pub(crate) struct Checksum<'a, 'drm> {
+    // Field order: the work is over when the memory is freed.
+    job: Job<'a, 'drm>,
+    result: Coherent<[u8]>,
+}
+
+impl Checksum<'_, '_> {
+    /// The fence that signals when it is there.
+    pub(crate) fn fence(&self) -> Option<&Fence> {
+        self.job.fence()
+    }
+
+    /// Waits for the digest. `EIO`: the engine failed.
+    pub(crate) fn wait(self) -> Result<[u8; DIGEST_SIZE]> {
+        self.job.wait()?;
+        let mut digest = [0; DIGEST_SIZE];
+        for (index, byte) in digest.iter_mut().enumerate() {
+            *byte = kernel::io::io_read!(self.result, [try: index]);
+        }
+        Ok(digest)
+    }
+}
+
+/// Starts to compute the SHA-256 of the bytes of `src`, in order.
 ///
 /// `E2BIG`: they lie in more pieces than one command takes.
-pub(crate) fn checksum(
+pub(crate) fn checksum<'a, 'drm>(
     dev: &device::Device<device::Bound>,
-    ring: &Ring<'_>,
+    ring: &'a Ring<'drm>,
     src: impl Iterator<Item = Extent>,
-) -> Result<[u8; DIGEST_SIZE]> {
+) -> Result<Checksum<'a, 'drm>> {
     let mut segments = KVVec::new();
     for extent in src {
         segments.push(
@@ -208,17 +240,9 @@ pub(crate) fn checksum(
     if segments.len() > regs::LIST_MAX {
         return Err(E2BIG);
     }
-    let list = upload(dev, &segments)?;
     let result: Coherent<[u8]> = Coherent::zeroed_slice(dev, DIGEST_SIZE, GFP_KERNEL)?;
-    ring.run(
-        Operation::Checksum(result.dma_address()),
-        segments.len(),
-        list.dma_address(),
-    )?;
-
-    let mut digest = [0; DIGEST_SIZE];
-    for (index, byte) in digest.iter_mut().enumerate() {
-        *byte = kernel::io::io_read!(result, [try: index]);
-    }
-    Ok(digest)
+    let mut lists = Lists::new(dev);
+    lists.full.push(upload(dev, &segments)?, GFP_KERNEL)?;
+    let job = submit(ring, lists, Operation::Checksum(result.dma_address()))?;
+    Ok(Checksum { job, result })
 }

@@ -127,7 +127,7 @@ fn check(obj: &Object, gpu: &Gpu<'_>, importer: &ImporterInfo<'_>) -> Result {
     if !allowed {
         return Err(refuse(obj, Reason::Policy));
     }
-    if strict && kind == PlacementKind::Vram && !is_peer(gpu, importer) {
+    if strict && kind == Some(PlacementKind::Vram) && !is_peer(gpu, importer) {
         return Err(refuse(obj, Reason::NoRoute));
     }
     Ok(())
@@ -135,7 +135,7 @@ fn check(obj: &Object, gpu: &Gpu<'_>, importer: &ImporterInfo<'_>) -> Result {
 
 /// Moves the object to system memory, as an importer cannot be given slots.
 fn fall_back(obj: &Object, gpu: &Gpu<'_>, importer: &ImporterInfo<'_>, held: Held<'_>) -> Result {
-    if obj.placement().kind() == PlacementKind::System {
+    if obj.placement().kind() == Some(PlacementKind::System) {
         return Ok(());
     }
     migrate::migrate(obj, gpu, held, PlacementKind::System)?;
@@ -212,7 +212,7 @@ impl<'a> View<'a> {
             if shared || !is_peer(gpu, importer) {
                 // The core takes EBUSY for a bug of ours.
                 fall_back(obj, gpu, importer, held).map_err(busy_is_no_space)?;
-            } else if obj.placement().kind() == PlacementKind::Vram {
+            } else if obj.placement().kind() == Some(PlacementKind::Vram) {
                 pin_slots(gpu, obj)?;
             }
             obj.state.lock().pins = count;

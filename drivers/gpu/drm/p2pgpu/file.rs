@@ -3,12 +3,12 @@
 //! Open files and their ioctls: arguments are checked here, and only here.
 
 use crate::{
+    access,
     driver::{
         DrmDevice,
         DrmDriver,
         Gpu, //
     },
-    engine,
     export,
     fdinfo,
     gem::{
@@ -21,11 +21,7 @@ use crate::{
     peer, //
 };
 use kernel::{
-    dma::DataDirection,
-    dma_buf::{
-        resv::Locks,
-        DmaBuf, //
-    },
+    dma_buf::DmaBuf,
     drm::{
         self,
         fdinfo::Printer,
@@ -142,13 +138,15 @@ impl File {
         let placement = obj.placement();
         (args.slots, args.peer_slots) = match &placement {
             Placement::Vram(vram) => dev.aperture.usage(gem::named(&obj, vram)?)?,
-            Placement::System(_) => (0, 0),
+            Placement::System(_) | Placement::Imported(_) => (0, 0),
         };
         let importers = obj.importers.lock().count();
         let state = obj.state.lock();
         *args = uapi::drm_p2pgpu_gem_info {
             size: u64::try_from(obj.size())?,
-            placement: placement.kind().into(),
+            placement: placement
+                .kind()
+                .map_or(uapi::P2PGPU_PLACEMENT_IMPORTED, u32::from),
             peer_flags: state.peer_flags,
             importers,
             pins: state.pins,
@@ -172,7 +170,7 @@ impl File {
         args: &mut uapi::drm_p2pgpu_gem_set_peer,
         file: &DrmFile,
     ) -> Result<u32> {
-        peer::set_flags(gpu, &*gem::lookup(file, args.handle)?, args.flags)?;
+        peer::set_flags(gpu, &*gem::lookup_own(file, args.handle)?, args.flags)?;
         Ok(0)
     }
 
@@ -182,7 +180,7 @@ impl File {
         args: &mut uapi::drm_p2pgpu_peer_query,
         file: &DrmFile,
     ) -> Result<u32> {
-        let obj = gem::lookup(file, args.handle)?;
+        let obj = gem::lookup_own(file, args.handle)?;
         peer::query(dev, gpu, &obj, args)?;
         Ok(0)
     }
@@ -195,7 +193,7 @@ impl File {
     ) -> Result<u32> {
         must_be_zero(args.flags | args.pad)?;
         let kind = PlacementKind::try_from(args.placement)?;
-        let obj = gem::lookup(file, args.handle)?;
+        let obj = gem::lookup_own(file, args.handle)?;
         let guard = obj.resv().lock_interruptible()?;
         migrate::migrate(&obj, gpu, guard.held(), kind)?;
         Ok(0)
@@ -212,7 +210,7 @@ impl File {
             return Err(EINVAL);
         }
         let flags = i32::try_from(args.flags)?;
-        let obj = gem::lookup(file, args.handle)?;
+        let obj = gem::lookup_own(file, args.handle)?;
         let range = gem::byte_range(&obj, args.offset, args.size)?;
         args.fd = DmaBuf::into_fd(export::export_range(&obj, range, flags)?, flags)?;
         Ok(0)
@@ -233,17 +231,7 @@ impl File {
             return Err(EINVAL);
         }
 
-        let _locks = Locks::lock_interruptible(&[src.resv(), dst.resv()])?;
-        let (src, dst) = (src.placement(), dst.placement());
-        let src = src.for_engine(gpu, DataDirection::ToDevice)?;
-        let dst = dst.for_engine(gpu, DataDirection::FromDevice)?;
-        engine::copy(
-            gpu.dev(),
-            &gpu.engine_ring,
-            src.extents(from),
-            dst.extents(to),
-        )?
-        .wait()?;
+        access::copy(gpu, (&src, from), (&dst, to))?;
         Ok(0)
     }
 
@@ -256,10 +244,7 @@ impl File {
         must_be_zero(args.pad)?;
         let obj = gem::lookup(file, args.handle)?;
         let range = gem::byte_range(&obj, args.offset, args.size)?;
-        let _guard = obj.resv().lock_interruptible()?;
-        let placement = obj.placement();
-        let view = placement.for_engine(gpu, DataDirection::ToDevice)?;
-        args.digest = engine::checksum(gpu.dev(), &gpu.engine_ring, view.extents(range))?;
+        args.digest = access::checksum(gpu, &obj, range)?;
         Ok(0)
     }
 }

@@ -14,9 +14,10 @@ use crate::{
         DrmDriver,
         Gpu, //
     },
-    engine::{
+    engine,
+    import::{
         self,
-        Extent, //
+        Import, //
     },
     peer,
     pressure::{
@@ -31,7 +32,6 @@ use crate::{
         Reason, //
     },
     regs::{
-        Place,
         SLOT_SHIFT,
         SLOT_SIZE, //
     },
@@ -42,10 +42,7 @@ use kernel::{
     cgroup::dmem::Charge,
     device,
     dma_buf::{
-        pages::{
-            MappedPages,
-            Pages, //
-        },
+        pages::Pages,
         DmaBuf, //
     },
     drm::{
@@ -84,9 +81,11 @@ pub(crate) type Object = managed::Object<Bo>;
 pub(crate) enum Placement {
     System(Arc<Pages>),
     Vram(Arc<VramPages>),
+    /// Where somebody else has them. An object that is so stays so.
+    Imported(Arc<Import>),
 }
 
-/// A placement without its memory.
+/// Where this driver can place an object.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PlacementKind {
     System,
@@ -149,52 +148,13 @@ impl Placement {
         Ok(this)
     }
 
-    pub(crate) fn kind(&self) -> PlacementKind {
+    /// `None`: it is somebody else's.
+    pub(crate) fn kind(&self) -> Option<PlacementKind> {
         match self {
-            Self::System(_) => PlacementKind::System,
-            Self::Vram(_) => PlacementKind::Vram,
+            Self::System(_) => Some(PlacementKind::System),
+            Self::Vram(_) => Some(PlacementKind::Vram),
+            Self::Imported(_) => None,
         }
-    }
-
-    /// Makes the bytes reachable for the copy engine.
-    pub(crate) fn for_engine<'a>(
-        &'a self,
-        gpu: &'a Gpu<'_>,
-        dir: kernel::dma::DataDirection,
-    ) -> Result<EngineView<'a>> {
-        Ok(match self {
-            Self::System(pages) => EngineView::System(pages.map(gpu.dev(), dir)?),
-            Self::Vram(vram) => EngineView::Vram(vram),
-        })
-    }
-}
-
-/// A placement as the copy engine reaches it.
-pub(crate) enum EngineView<'a> {
-    System(MappedPages<'a>),
-    Vram(&'a VramPages),
-}
-
-impl EngineView<'_> {
-    /// Where the bytes `range` lie, which is not past the end.
-    pub(crate) fn extents(&self, range: Range<u64>) -> impl Iterator<Item = Extent> + '_ {
-        let (system, vram) = match self {
-            Self::System(pages) => (Some(pages.table().iter()), None),
-            Self::Vram(vram) => (None, Some(vram.extents(range.clone()))),
-        };
-        // The part of each DMA range that lies in `range`.
-        let system = system.into_iter().flatten().scan(0u64, move |at, entry| {
-            let (start, len) = (*at, entry.dma_len());
-            *at = start.saturating_add(len);
-            let skip = range.start.saturating_sub(start).min(len);
-            let end = range.end.saturating_sub(start).min(len);
-            Some(Extent {
-                place: Place::Memory(entry.dma_address().saturating_add(skip)),
-                len: end.saturating_sub(skip),
-            })
-        });
-        let vram = vram.into_iter().flatten();
-        Iterator::chain(vram, system.filter(|extent| extent.len != 0))
     }
 }
 
@@ -234,7 +194,7 @@ impl State {
 
     /// Whether importers keep the object in VRAM.
     pub(crate) fn is_pinned_in_vram(&self) -> bool {
-        self.pins != 0 && self.placement.kind() == PlacementKind::Vram
+        self.pins != 0 && self.placement.kind() == Some(PlacementKind::Vram)
     }
 
     /// Whether the object is promised slots for all its pages.
@@ -421,6 +381,8 @@ impl managed::Backing for Bo {
                     // until migration zaps it under the lock that we hold.
                     Ok(Faulted::As(unsafe { fault.insert_pfn(pfn) }))
                 }
+                // The exporter's mappings do not come here.
+                Placement::Imported(_) => Err(EINVAL),
                 Placement::Vram(vram) => {
                     dev.activity.cpu_faults.up();
                     let pages = named(obj, &vram)?;
@@ -459,6 +421,16 @@ impl managed::Backing for Bo {
         Ok(())
     }
 
+    fn import(dev: &DrmDevice<Registered>, dmabuf: &DmaBuf) -> Result<ARef<Object>> {
+        dev.check_open()?;
+        dev.registration_data_with(|gpu| {
+            let import = import::attach(gpu, dmabuf)?;
+            let placement = Placement::Imported(import.clone());
+            Object::imported(dev, dmabuf.into(), placement)
+                .inspect_err(|_| import::detach(gpu, &import))
+        })
+    }
+
     fn free(obj: &Object) {
         let reserved = obj.state.lock().has_flag(uapi::P2PGPU_PEER_RESERVE);
         // Nobody pins it any more.
@@ -466,8 +438,15 @@ impl managed::Backing for Bo {
             // It fails only for a size that no object has.
             let _ = peer::unreserve(obj);
         }
-        if let Placement::Vram(vram) = obj.placement() {
-            release_slots(obj, &vram);
+        match obj.placement() {
+            Placement::System(_) => {}
+            Placement::Vram(vram) => release_slots(obj, &vram),
+            // Without the device it is detached already, or is just being.
+            Placement::Imported(import) => with_gpu(obj, |gpu| {
+                if let Some(gpu) = gpu {
+                    import::detach(gpu, &import);
+                }
+            }),
         }
         obj.dev().object_count(-1);
     }
@@ -508,6 +487,15 @@ pub(crate) fn byte_range(obj: &Object, offset: u64, size: u64) -> Result<Range<u
 }
 
 const _: () = assert!(SLOT_SIZE == kernel::page::PAGE_SIZE);
+
+/// The object behind a handle, if it is one of this driver's own. `EOPNOTSUPP`: it is imported.
+pub(crate) fn lookup_own(file: &drm::File<crate::file::File>, handle: u32) -> Result<ARef<Object>> {
+    let obj = lookup(file, handle)?;
+    match obj.placement() {
+        Placement::Imported(_) => Err(EOPNOTSUPP),
+        Placement::System(_) | Placement::Vram(_) => Ok(obj),
+    }
+}
 
 /// The object behind a handle.
 pub(crate) fn lookup(file: &drm::File<crate::file::File>, handle: u32) -> Result<ARef<Object>> {

@@ -8,6 +8,10 @@
 //! promised slots, it is not moved where that would leave too few for all promises.
 
 use crate::{
+    access::{
+        Purpose,
+        View, //
+    },
     driver::Gpu,
     engine,
     gem::{
@@ -19,7 +23,6 @@ use crate::{
     trace, //
 };
 use kernel::{
-    dma::DataDirection,
     dma_buf::resv::{
         Held,
         Usage, //
@@ -86,7 +89,7 @@ pub(crate) fn migrate(
     held: Held<'_>,
     target: PlacementKind,
 ) -> Result {
-    if obj.placement().kind() == target {
+    if obj.placement().kind() == Some(target) {
         return Ok(());
     }
     let result = move_to(obj, gpu, held, target);
@@ -118,8 +121,8 @@ fn move_to(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>, target: PlacementKind) -
 
     {
         let all = 0..u64::try_from(size)?;
-        let src = old.for_engine(gpu, DataDirection::ToDevice)?;
-        let dst = new.for_engine(gpu, DataDirection::FromDevice)?;
+        let src = View::new(gpu, &old, held, Purpose::Read)?;
+        let dst = View::new(gpu, &new, held, Purpose::Write)?;
         // Not earlier: importers that are told may add fences, and would use up the room.
         let mut room = held.reserve_fences(1)?;
         let job = engine::copy(

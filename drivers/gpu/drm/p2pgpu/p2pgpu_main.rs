@@ -6,7 +6,8 @@
 //!   device; importers that do not let go.
 //! - [`regs`], [`ring`], [`engine`]: the hardware, from registers to copies.
 //! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
-//! - [`gem`], [`migrate`], [`export`], [`peer`]: objects, and who reaches them.
+//! - [`gem`], [`migrate`], [`access`]: objects, and what the engine does with them.
+//! - [`export`], [`peer`], [`import`]: who reaches them, and whose they reach.
 //! - [`pressure`], [`limits`], [`cgroup`], [`policy`], [`refusal`]: who must let go, and who is refused.
 //! - [`file`], [`fdinfo`], [`debugfs`], [`census`], [`activity`], [`trace`]: what userspace sees.
 //!
@@ -16,6 +17,7 @@
 //! attached objects, then the state of an object, then the aperture, then the submission lock of a
 //! ring, then the ring's pending fences (interrupts off).
 
+mod access;
 mod activity;
 mod aperture;
 mod census;
@@ -27,6 +29,7 @@ mod export;
 mod fdinfo;
 mod file;
 mod gem;
+mod import;
 mod limits;
 mod memory;
 mod migrate;

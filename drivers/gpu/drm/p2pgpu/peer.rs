@@ -149,7 +149,7 @@ pub(crate) fn query(
     let guard = obj.resv().lock_interruptible()?;
     let (shown, held) = match obj.placement() {
         Placement::Vram(vram) => dev.aperture.usage(gem::named(obj, &vram)?)?,
-        Placement::System(_) => (0, 0),
+        Placement::System(_) | Placement::Imported(_) => (0, 0),
     };
     let counts = dev.aperture.counts();
     let state = obj.state.lock();

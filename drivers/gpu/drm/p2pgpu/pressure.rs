@@ -248,6 +248,6 @@ pub(crate) fn unpromise(obj: &Object) -> Result {
 fn shown<'a>(obj: &Object, placement: &'a gem::Placement) -> Result<Option<NamedPages<'a>>> {
     Ok(match placement {
         gem::Placement::Vram(vram) => Some(gem::named(obj, vram)?),
-        gem::Placement::System(_) => None,
+        gem::Placement::System(_) | gem::Placement::Imported(_) => None,
     })
 }
