@@ -110,7 +110,12 @@ fn with_live_gpu<R>(obj: &Object, f: impl FnOnce(&Gpu<'_>) -> Result<R>) -> Resu
 }
 
 /// Whether the importer may have the object, where it is or where it would be moved.
-fn check(obj: &Object, gpu: &Gpu<'_>, importer: &ImporterInfo<'_>) -> Result {
+fn check(
+    obj: &Object,
+    gpu: &Gpu<'_>,
+    importer: &ImporterInfo<'_>,
+    pci: Option<PciAddress>,
+) -> Result {
     let (flagged, strict, kind) = {
         let state = obj.state.lock();
         (
@@ -122,7 +127,6 @@ fn check(obj: &Object, gpu: &Gpu<'_>, importer: &ImporterInfo<'_>) -> Result {
     if !flagged {
         return Err(refuse(obj, Reason::NotFlagged));
     }
-    let pci = PciAddress::of_name(importer.device().name());
     let allowed = obj.dev().policy.lock().allows(pci, importer.driver_name());
     if !allowed {
         return Err(refuse(obj, Reason::Policy));
@@ -148,6 +152,8 @@ fn fall_back(obj: &Object, gpu: &Gpu<'_>, importer: &ImporterInfo<'_>, held: Hel
 /// What is kept of an importer while it is attached.
 pub(crate) struct Attachment {
     device: ARef<device::Device>,
+    /// Where that is, if it is on the PCI bus.
+    pci: Option<PciAddress>,
     /// Times that it pins the object.
     pins: Atomic<u32>,
     /// Names its dma-buf among those of the object.
@@ -177,16 +183,18 @@ impl<'a> View<'a> {
 
     fn attach(&self, importer: &ImporterInfo<'_>) -> Result<Attachment> {
         let obj = self.obj;
+        let device = importer.device();
+        let pci = PciAddress::of_name(device.name());
         let is_peer = with_live_gpu(obj, |gpu| {
-            check(obj, gpu, importer)?;
+            check(obj, gpu, importer, pci)?;
             Ok(is_peer(gpu, importer))
         })?;
-        let device = importer.device();
         let mut importers = obj.importers.lock();
         let dmabuf = importers.add(importer.dmabuf(), device, is_peer)?;
         drop(importers);
         let data = Attachment {
             device: device.into(),
+            pci,
             pins: Atomic::new(0),
             dmabuf,
             is_peer,
@@ -201,7 +209,7 @@ impl<'a> View<'a> {
     fn pin(&self, importer: &ImporterInfo<'_>, data: &Attachment, held: Held<'_>) -> Result {
         let obj = self.obj;
         with_live_gpu(obj, |gpu| {
-            check(obj, gpu, importer)?;
+            check(obj, gpu, importer, data.pci)?;
             let (pins, strict) = {
                 let state = obj.state.lock();
                 (state.pins, state.has_flag(uapi::P2PGPU_PEER_STRICT))
@@ -230,7 +238,7 @@ impl<'a> View<'a> {
     ) -> Result<(Table<'i>, Mapping)> {
         let obj = self.obj;
         with_live_gpu(obj, |gpu| {
-            check(obj, gpu, importer)?;
+            check(obj, gpu, importer, data.pci)?;
             if data.pins.load(Relaxed) == 0 && !importer.can_be_invalidated() {
                 // It could neither be told to let go nor does it hold the object in place.
                 return Err(refuse(obj, Reason::Deaf));

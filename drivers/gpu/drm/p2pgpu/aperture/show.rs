@@ -140,6 +140,26 @@ impl Aperture {
         let mut state = self.state.lock();
         self.check()?;
 
+        // As a rule a mapping comes back to pages that are still shown: one look at each.
+        let enough = u32::try_from(range.len())? <= state.available(class);
+        let slots = &mut state.slots;
+        let all_shown = enough
+            && range.clone().all(|index| {
+                let slot = pages.vram.hint(index);
+                let is_held = pages
+                    .name(index)
+                    .is_ok_and(|name| slots.hold(slot, name, class));
+                // There is room for all of them.
+                is_held && held.push_within_capacity(slot).is_ok()
+            });
+        if all_shown {
+            return Ok(held);
+        }
+        for &slot in &held {
+            slots.unhold(slot);
+        }
+        held.clear();
+
         // Pages that no peer holds yet, shown or not.
         let mut fresh = 0u32;
         for index in range.clone() {
@@ -207,13 +227,17 @@ impl Aperture {
         let mut flush = Flush::new(self, gpu);
         // An error keeps slots from being used again, but not their holders from letting go.
         let mut cleared = Ok(());
+        let mut drained = false;
         for &slot in held {
             if slots.unhold(slot) == Released::Taken {
+                drained = true;
                 cleared = cleared.and(flush.set(slot, 0));
             }
         }
         cleared.and(flush.finish())?;
-        slots.give_back_many(held.iter().copied());
+        if drained {
+            slots.give_back_many(held.iter().copied());
+        }
         Ok(())
     }
 
