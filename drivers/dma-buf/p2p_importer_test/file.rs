@@ -70,6 +70,7 @@ impl MiscDevice for OpenFile {
             uapi::P2P_IMPORTER_IOCTL_UNMAP => unmap(&*this.importer()?, arg),
             uapi::P2P_IMPORTER_IOCTL_RANGES => ranges(&*this.importer()?, arg),
             uapi::P2P_IMPORTER_IOCTL_CYCLE => cycle(&*this.importer()?, arg),
+            uapi::P2P_IMPORTER_IOCTL_TIME => time(&*this.importer()?, arg),
             uapi::P2P_IMPORTER_IOCTL_INFO => ioctl::write(arg, &this.importer()?.info()?),
             uapi::P2P_IMPORTER_IOCTL_START_ACCESS => this.importer()?.start_access(),
             _ => return Err(ENOTTY),
@@ -199,6 +200,25 @@ fn cycle(importer: &Importer, arg: UserPtr) -> Result {
     let direction = direction(args.direction)?;
     for _ in 0..args.count {
         importer.cycle(direction)?;
+    }
+    Ok(())
+}
+
+fn time(importer: &Importer, arg: UserPtr) -> Result {
+    let args: ioctl::Time = ioctl::read(arg)?;
+    let direction = direction(args.direction)?;
+    if !(1..=uapi::P2P_IMPORTER_MAX_SAMPLES).contains(&args.count) {
+        return Err(EINVAL);
+    }
+    let samples = importer.time(direction, usize::try_from(args.count)?)?;
+    let space = samples
+        .len()
+        .checked_mul(size_of::<ioctl::Sample>())
+        .ok_or(EINVAL)?;
+    let out = UserPtr::from_addr(usize::try_from(args.samples)?);
+    let mut out = UserSlice::new(out, space).writer();
+    for sample in samples {
+        out.write(&sample)?;
     }
     Ok(())
 }

@@ -42,7 +42,11 @@ use kernel::{
         CondVar,
         Mutex, //
     },
-    time::Jiffies,
+    time::{
+        Instant,
+        Jiffies,
+        Monotonic, //
+    },
     uapi,
     workqueue::{
         self,
@@ -92,6 +96,12 @@ struct Record {
     pending: u32,
     /// The importer goes: nothing is queued any more.
     closing: bool,
+    /// Nanoseconds that it took to attach.
+    attach_ns: u64,
+    /// When it was told, until it is mapped again.
+    told: Option<Instant<Monotonic>>,
+    /// See `struct p2p_importer_info`.
+    remap_ns: u64,
 }
 
 /// What an importer's file, its callback and its work share.
@@ -188,6 +198,11 @@ impl Attached {
     }
 }
 
+fn nanoseconds_since(start: Instant<Monotonic>) -> u64 {
+    // Time does not go backwards.
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(0)
+}
+
 /// The ranges of a table.
 fn ranges(dev: &Device, table: &SGTable) -> Result<KVVec<ioctl::Range>> {
     let mut list = KVVec::new();
@@ -222,7 +237,9 @@ impl Importer {
 
     /// Attaches; [`Self::close`] is called in the end. Errors are the exporter's.
     pub(crate) fn attach(self: &Arc<Self>, kind: Kind, peer: bool, dmabuf: ARef<DmaBuf>) -> Result {
+        let start = Instant::now();
         let attached = Attached::new(kind, peer, dmabuf, self.clone())?;
+        self.record.lock().attach_ns = nanoseconds_since(start);
         *self.attachment.lock() = Some(attached);
         Ok(())
     }
@@ -261,12 +278,22 @@ impl Importer {
     pub(crate) fn map(&self, dir: DataDirection) -> Result<(usize, usize)> {
         self.locked(|attached, held| {
             self.record.lock().direction = Some(dir);
-            let index = attached.map(self.target.device(), held, dir)?;
+            let index = self.map_once(attached, held, dir)?;
             let count = each!(attached, attachment => {
                 attachment.with_mapping(held, index, |table| Ok(table.iter().count()))
             })?;
             Ok((index, count))
         })
+    }
+
+    /// Maps once more and returns the index of the mapping.
+    fn map_once(&self, attached: &Attached, held: Held<'_>, dir: DataDirection) -> Result<usize> {
+        let index = attached.map(self.target.device(), held, dir)?;
+        let mut record = self.record.lock();
+        if let Some(told) = record.told.take() {
+            record.remap_ns = nanoseconds_since(told);
+        }
+        Ok(index)
     }
 
     /// Undoes a mapping.
@@ -292,6 +319,24 @@ impl Importer {
             let index = attached.map(self.target.device(), held, dir)?;
             each!(attached, attachment => attachment.unmap_one(held, index))
         })
+    }
+
+    /// Maps and unmaps `count` times. The lock is let go in between.
+    pub(crate) fn time(&self, dir: DataDirection, count: usize) -> Result<KVVec<ioctl::Sample>> {
+        let mut samples = KVVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            let sample = self.locked(|attached, held| {
+                let start = Instant::now();
+                let index = self.map_once(attached, held, dir)?;
+                let map_ns = nanoseconds_since(start);
+                let start = Instant::now();
+                each!(attached, attachment => attachment.unmap_one(held, index))?;
+                let unmap_ns = nanoseconds_since(start);
+                Ok(uapi::p2p_importer_sample { map_ns, unmap_ns })
+            })?;
+            samples.push(sample.into(), GFP_KERNEL)?;
+        }
+        Ok(samples)
     }
 
     /// See `P2P_IMPORTER_IOCTL_START_ACCESS`.
@@ -336,6 +381,8 @@ impl Importer {
             remaps: record.remaps,
             remap_error: record.remap_error,
             accesses: record.accesses,
+            attach_ns: record.attach_ns,
+            remap_ns: record.remap_ns,
         }
         .into())
     }
@@ -348,6 +395,7 @@ impl Importer {
             return AfterInvalidate::Unmap;
         }
         record.invalidations += 1;
+        record.told = Some(Instant::now());
         record.unlocked += u32::from(unlocked);
         match self.answer {
             Answer::Unmap => {
@@ -382,7 +430,7 @@ impl Importer {
             record.direction
         };
         if let (Answer::Remap, Some(direction)) = (self.answer, direction) {
-            attached.map(self.target.device(), guard.held(), direction)?;
+            self.map_once(attached, guard.held(), direction)?;
             self.record.lock().remaps += 1;
         }
         Ok(())

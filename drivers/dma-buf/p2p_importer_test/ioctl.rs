@@ -27,4 +27,7 @@ ioctl_argument!(Cycle, uapi::p2p_importer_cycle, [direction: u32, count: u32]);
 ioctl_argument!(Info, uapi::p2p_importer_info, [
     is_peer: u32, mappings: u32, invalidations: u32, unlocked: u32,
     late_unmaps: u32, remaps: u32, remap_error: u32, accesses: u32,
+    attach_ns: u64, remap_ns: u64,
 ]);
+ioctl_argument!(Sample, uapi::p2p_importer_sample, [map_ns: u64, unmap_ns: u64]);
+ioctl_argument!(Time, uapi::p2p_importer_time, [direction: u32, count: u32, samples: u64]);

@@ -147,6 +147,35 @@ struct p2p_importer_cycle {
 };
 
 /**
+ * struct p2p_importer_sample - how long one round of TIME took
+ */
+struct p2p_importer_sample {
+	/** @map_ns: nanoseconds to map */
+	__u64 map_ns;
+	/** @unmap_ns: nanoseconds to unmap */
+	__u64 unmap_ns;
+};
+
+#define P2P_IMPORTER_MAX_SAMPLES	4096
+
+/**
+ * struct p2p_importer_time - map and unmap, again and again, and tell the times
+ *
+ * What is timed is the work, under the reservation lock, and not the ioctl.
+ *
+ * EINVAL: unknown direction; a count of 0, or over P2P_IMPORTER_MAX_SAMPLES.
+ * Errors of the exporter's map end it.
+ */
+struct p2p_importer_time {
+	/** @direction: in: as for MAP */
+	__u32 direction;
+	/** @count: in: how often */
+	__u32 count;
+	/** @samples: in: pointer to an array of @count struct p2p_importer_sample */
+	__u64 samples;
+};
+
+/**
  * struct p2p_importer_info - what became of the importer
  */
 struct p2p_importer_info {
@@ -166,6 +195,13 @@ struct p2p_importer_info {
 	__u32 remap_error;
 	/** @accesses: out: accesses that have ended, see START_ACCESS */
 	__u32 accesses;
+	/** @attach_ns: out: nanoseconds that it took to attach */
+	__u64 attach_ns;
+	/**
+	 * @remap_ns: out: nanoseconds from when it was told to let go until it
+	 * was mapped again, the last time that it was; 0 if it never was
+	 */
+	__u64 remap_ns;
 };
 
 /* An enum, so that Rust's bindgen evaluates the values. */
@@ -188,6 +224,7 @@ enum {
 	 * EBUSY: one is under way.
 	 */
 	P2P_IMPORTER_IOCTL_START_ACCESS = _IO('I', 0xc9),
+	P2P_IMPORTER_IOCTL_TIME = _IOW('I', 0xca, struct p2p_importer_time),
 };
 
 #endif /* _UAPI_LINUX_P2P_IMPORTER_TEST_H */
