@@ -44,6 +44,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         .write_to_file(out.join("uapi.rs"))?;
 
     builder()
+        .header_contents(
+            "linux.h",
+            "#include <drm.h>\n#include <linux/dma-buf.h>\n#include <linux/dma-heap.h>\n\
+             #include <linux/udmabuf.h>\n",
+        )
+        .allowlist_type(
+            "dma_buf_sync|dma_buf_export_sync_file|dma_buf_import_sync_file\
+             |dma_heap_allocation_data|udmabuf_create|drm_mode_create_dumb",
+        )
+        .allowlist_var("DMA_BUF_SYNC_.*|UDMABUF_FLAGS_CLOEXEC")
+        .generate()?
+        .write_to_file(out.join("linux.rs"))?;
+
+    builder()
         .header_contents("libdrm.h", "#include <xf86drm.h>\n")
         .allowlist_function(
             "drmIoctl|drmOpenRender|drmGetVersion|drmFreeVersion|drmGetNodeTypeFromFd\

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Synchronization objects, by libdrm's own calls, and fences that a test signals when it likes.
+//! Synchronization objects, by libdrm's own calls.
 
 use crate::sys::libdrm;
-use crate::{drm, must};
+use crate::must;
 use nix::errno::Errno;
-use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -246,62 +245,4 @@ pub fn capabilities(file: &impl AsFd) -> [bool; 2] {
         };
         result == 0 && value == 1
     })
-}
-
-/// The kernel's software timeline, for tests: its fences signal when the test says so.
-#[derive(Debug)]
-pub struct SoftwareTimeline(File);
-
-#[repr(C)]
-struct CreateFence {
-    value: u32,
-    name: [u8; 32],
-    fence: i32,
-}
-
-/// `SW_SYNC_IOC_CREATE_FENCE`.
-const CREATE_FENCE: u32 = 0xc028_5700;
-/// `SW_SYNC_IOC_INC`.
-const INC: u32 = 0x4004_5701;
-
-impl SoftwareTimeline {
-    /// Makes a timeline at 0. Fences that have not signalled when it is dropped signal an error.
-    #[track_caller]
-    pub fn new() -> Self {
-        const PATH: &str = "/sys/kernel/debug/sync/sw_sync";
-        match OpenOptions::new().read(true).write(true).open(PATH) {
-            Ok(file) => Self(file),
-            Err(error) => panic!("{PATH}: {error}"),
-        }
-    }
-
-    /// A fence that signals when the timeline is at `value`, as a sync file.
-    #[track_caller]
-    pub fn fence(&self, value: u32) -> OwnedFd {
-        let mut arg = CreateFence {
-            value,
-            name: [0; 32],
-            fence: -1,
-        };
-        // SAFETY: the structure is the one that the request is for.
-        let result = unsafe { drm::ioctl(&self.0, CREATE_FENCE, (&raw mut arg).cast()) };
-        must(result, format_args!("SW_SYNC_IOC_CREATE_FENCE"));
-        // SAFETY: the kernel has just made it, for us alone.
-        unsafe { OwnedFd::from_raw_fd(arg.fence) }
-    }
-
-    /// Moves the timeline on.
-    #[track_caller]
-    pub fn advance(&self, by: u32) {
-        let mut by = by;
-        // SAFETY: the request reads one u32.
-        let result = unsafe { drm::ioctl(&self.0, INC, (&raw mut by).cast()) };
-        must(result, format_args!("SW_SYNC_IOC_INC"));
-    }
-}
-
-impl Default for SoftwareTimeline {
-    fn default() -> Self {
-        Self::new()
-    }
 }

@@ -12,6 +12,11 @@ pub mod uapi {
     include!(concat!(env!("OUT_DIR"), "/uapi.rs"));
 }
 
+/// What of the kernel's own headers is used: dma-bufs, and who makes some.
+pub mod linux {
+    include!(concat!(env!("OUT_DIR"), "/linux.rs"));
+}
+
 /// What of `xf86drm.h` is used.
 pub mod libdrm {
     include!(concat!(env!("OUT_DIR"), "/libdrm.rs"));

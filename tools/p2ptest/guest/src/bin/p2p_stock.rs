@@ -3,47 +3,28 @@
 //! userspace can do with any dma-buf, and vgem as an importer.
 
 use nix::errno::Errno;
-use nix::libc;
 use nix::sys::stat::fstat;
-use p2pguest::dmabuf::{
-    __export_sync_file, __sync, END, READ, SoftwareTimeline, WRITE, export_sync_file,
-    import_sync_file, poll, sync,
-};
+use p2pguest::dmabuf::{Access, DmaBuf};
 use p2pguest::drm;
-use p2pguest::gpu::{Bo, Placement};
+use p2pguest::gpu::Placement;
 use p2pguest::igt::{self, Subtest};
-use p2pguest::importer::{Answer, Attach, Direction, Importer};
 use p2pguest::map::Mapping;
-use p2pguest::nic::TIMEOUT;
 use p2pguest::pattern::{Pattern, assert_same};
 use p2pguest::rig::Rig;
+use p2pguest::sys::linux::*;
 use p2pguest::sys::uapi::*;
 use p2pguest::{must, refused, subtests};
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::ExitCode;
-use std::thread;
-use std::time::Duration;
 
 const SUBTESTS: &[Subtest] = subtests![
-    /// The dma-buf can be mapped, and shows the object, wherever it is.
-    mmap_shows_the_object,
     /// A mapping of the dma-buf keeps the object when all else is closed.
     mmap_outlives_the_handle,
     /// Brackets of CPU access, and malformed ones.
     sync_brackets,
-    /// A bracket of CPU access waits for fences of the device.
-    sync_waits_for_fences,
-    /// An idle dma-buf is ready to be read and written.
-    poll_when_idle,
-    /// poll waits for a fence that somebody put on the dma-buf.
-    poll_waits_for_a_fence,
-    /// The sync file of a dma-buf signals with the fences that are on it.
-    export_sync_file_signals,
     /// Malformed requests of sync files are refused.
     bad_sync_files,
-    /// A fence of userspace on the dma-buf does not keep the object from moving for ever.
-    move_with_a_foreign_fence,
     /// vgem imports the dma-buf: each of its files is an importer, and exports it as what it is.
     vgem_imports,
     /// vgem is static, but does not map: the object moves, and mappings follow.
@@ -63,6 +44,15 @@ fn main() -> ExitCode {
 const PAGE: u64 = 4096;
 const SIZE: usize = 16 * PAGE as usize;
 
+/// Longest wait for a fence that has been signalled.
+const PATIENCE_MS: i32 = 60_000;
+
+/// The file of a dma-buf, once more.
+#[track_caller]
+fn dmabuf(fd: &OwnedFd) -> DmaBuf {
+    DmaBuf(fd.try_clone().expect("another file descriptor"))
+}
+
 #[track_caller]
 fn map_fd(fd: &impl std::os::fd::AsFd) -> Mapping {
     must(
@@ -76,24 +66,6 @@ fn assert_map_holds(map: &Mapping, pattern: Pattern) {
     let mut found = vec![0; SIZE];
     map.read(0, &mut found);
     assert_same(&found, &pattern.bytes(0, SIZE), "the mapping");
-}
-
-fn mmap_shows_the_object() {
-    let rig = Rig::open();
-    for placement in Placement::ALL {
-        let exported = rig.export(0, SIZE as u64, placement);
-        exported.bo.fill(Pattern(1));
-        let map = map_fd(&exported.fd);
-        assert_map_holds(&map, Pattern(1));
-        map.write(0, &Pattern(2).bytes(0, SIZE));
-        exported.bo.assert_holds(Pattern(2));
-        for round in 0..4 {
-            exported.bo.move_to(Placement::ALL[round % 2]);
-            assert_map_holds(&map, Pattern(2));
-        }
-        refused(Mapping::__new(&exported.fd, 0, SIZE + 4096), Errno::EINVAL);
-        refused(Mapping::__new(&exported.fd, 4096, SIZE), Errno::EINVAL);
-    }
 }
 
 fn mmap_outlives_the_handle() {
@@ -114,126 +86,27 @@ fn sync_brackets() {
     let rig = Rig::open();
     let exported = rig.export(0, SIZE as u64, Placement::Vram);
     let map = map_fd(&exported.fd);
-    for access in [READ, WRITE, READ | WRITE] {
-        sync(&exported.fd, access);
-        map.store(0, access.into());
+    let dmabuf = dmabuf(&exported.fd);
+    for access in [Access::Read, Access::Write, Access::Both] {
+        let number = access as u64;
+        dmabuf.begin(access);
+        map.store(0, number);
         exported.bo.move_to(Placement::System);
-        assert_eq!(map.load(0), u64::from(access));
+        assert_eq!(map.load(0), number);
         exported.bo.move_to(Placement::Vram);
-        sync(&exported.fd, access | END);
+        dmabuf.end(access);
     }
-    for bad in [0, END, 1 << 3, READ | 1 << 31] {
-        refused(__sync(&exported.fd, bad), Errno::EINVAL);
+    for bad in [0, DMA_BUF_SYNC_END, 1 << 3, DMA_BUF_SYNC_READ | 1 << 31] {
+        refused(dmabuf.__sync(bad), Errno::EINVAL);
     }
-}
-
-fn sync_waits_for_fences() {
-    let rig = Rig::open();
-    let exported = rig.export(0, SIZE as u64, Placement::Vram);
-    let timeline = SoftwareTimeline::new();
-    import_sync_file(&exported.fd, WRITE, &timeline.fence(1));
-    thread::scope(|scope| {
-        let bracket = scope.spawn(|| {
-            sync(&exported.fd, READ);
-            // Over once the fence has signalled, not earlier.
-            let ready = poll(&exported.fd, libc::POLLIN, Duration::ZERO);
-            sync(&exported.fd, READ | END);
-            ready
-        });
-        assert_waits(&bracket);
-        timeline.advance();
-        let ready = bracket.join().expect("the bracket's thread");
-        assert_eq!(ready, libc::POLLIN, "it began before the fence signalled");
-    });
-}
-
-/// Asserts that a thread does not end, given some time in which it could.
-#[track_caller]
-fn assert_waits<T>(thread: &thread::ScopedJoinHandle<'_, T>) {
-    thread::sleep(Duration::from_millis(50));
-    assert!(!thread.is_finished(), "it did not wait");
-}
-
-fn poll_when_idle() {
-    let rig = Rig::open();
-    let exported = rig.export(0, SIZE as u64, Placement::Vram);
-    let both = libc::POLLIN | libc::POLLOUT;
-    for placement in [Placement::Vram, Placement::System, Placement::Vram] {
-        exported.bo.move_to(placement);
-        assert_eq!(poll(&exported.fd, both, TIMEOUT), both, "{placement:?}");
-    }
-}
-
-fn poll_waits_for_a_fence() {
-    let rig = Rig::open();
-    let exported = rig.export(0, SIZE as u64, Placement::Vram);
-    let (read, write) = (libc::POLLIN, libc::POLLOUT);
-    let now = |events| poll(&exported.fd, events, Duration::ZERO);
-    let timeline = SoftwareTimeline::new();
-    // Who reads holds up writers only; who writes holds up all.
-    import_sync_file(&exported.fd, READ, &timeline.fence(1));
-    assert_eq!((now(read), now(write)), (read, 0));
-    import_sync_file(&exported.fd, WRITE, &timeline.fence(2));
-    assert_eq!((now(read), now(write)), (0, 0));
-    timeline.advance();
-    assert_eq!((now(read), now(write)), (0, 0));
-    timeline.advance();
-    assert_eq!(poll(&exported.fd, read, TIMEOUT), read);
-    assert_eq!(poll(&exported.fd, write, TIMEOUT), write);
-}
-
-fn export_sync_file_signals() {
-    let rig = Rig::open();
-    let exported = rig.export(0, SIZE as u64, Placement::Vram);
-    let signalled = |file: &_| poll(file, libc::POLLIN, Duration::ZERO) == libc::POLLIN;
-    assert!(
-        signalled(&export_sync_file(&exported.fd, READ | WRITE)),
-        "idle"
-    );
-    let timeline = SoftwareTimeline::new();
-    import_sync_file(&exported.fd, READ, &timeline.fence(1));
-    let for_reader = export_sync_file(&exported.fd, READ);
-    let for_writer = export_sync_file(&exported.fd, WRITE);
-    assert!(signalled(&for_reader), "a reader does not wait for readers");
-    assert!(!signalled(&for_writer));
-    timeline.advance();
-    assert_eq!(poll(&for_writer, libc::POLLIN, TIMEOUT), libc::POLLIN);
-    exported.bo.move_to(Placement::System);
-    assert!(signalled(&export_sync_file(&exported.fd, WRITE)), "moved");
 }
 
 fn bad_sync_files() {
     let rig = Rig::open();
     let exported = rig.export(0, SIZE as u64, Placement::Vram);
-    for bad in [0, END, 1 << 3] {
-        let result = __export_sync_file(&exported.fd, bad);
+    for bad in [0, DMA_BUF_SYNC_END, 1 << 3] {
+        let result = dmabuf(&exported.fd).__export_sync_file(bad);
         refused(result, Errno::EINVAL);
-    }
-}
-
-fn move_with_a_foreign_fence() {
-    let rig = Rig::open();
-    let exported = rig.export(0, SIZE as u64, Placement::Vram);
-    exported.bo.fill(Pattern(4));
-    // Somebody is attached, so that the exporter waits for accesses.
-    let how = Attach::peer(rig.nic[0].pci()).answer(Answer::Unmap, 0);
-    let importer = Importer::attach(&exported.fd, how);
-    importer.map(Direction::Both);
-    let timeline = SoftwareTimeline::new();
-    import_sync_file(&exported.fd, WRITE, &timeline.fence(1));
-    thread::scope(|scope| {
-        let moving = scope.spawn(|| exported.bo.__move_to(elsewhere(&exported.bo)));
-        assert_waits(&moving);
-        timeline.advance();
-        assert_eq!(moving.join().expect("the move's thread"), Ok(()));
-    });
-    exported.bo.assert_holds(Pattern(4));
-}
-
-fn elsewhere(bo: &Bo<'_>) -> Placement {
-    match bo.info().placement {
-        P2PGPU_PLACEMENT_VRAM => Placement::System,
-        _ => Placement::Vram,
     }
 }
 
@@ -376,15 +249,15 @@ fn vgem_does_not_hold_up_moves() {
 fn vgem_fences_are_waited_for() {
     let rig = Rig::open();
     let exported = rig.export(0, SIZE as u64, Placement::Vram);
-    let (read, write) = (libc::POLLIN, libc::POLLOUT);
-    let now = |events| poll(&exported.fd, events, Duration::ZERO);
+    let dmabuf = dmabuf(&exported.fd);
+    let now = || [Access::Read, Access::Write].map(|access| dmabuf.is_ready(access));
     let vgem = Vgem::import(&exported.fd);
-    for (flags, reader) in [(0, read), (FENCE_WRITE, 0)] {
+    for (flags, reader) in [(0, true), (FENCE_WRITE, false)] {
         let fence = vgem.attach_fence(flags);
-        assert_eq!((now(read), now(write)), (reader, 0), "flags {flags}");
+        assert_eq!(now(), [reader, false], "flags {flags}");
         vgem.signal_fence(fence);
-        assert_eq!(poll(&exported.fd, write, TIMEOUT), write);
-        assert_eq!(now(read), read);
+        assert!(dmabuf.wait_ready(Access::Write, PATIENCE_MS));
+        assert_eq!(now(), [true, true]);
     }
 }
 

@@ -4,7 +4,8 @@
 use nix::errno::Errno;
 use p2pguest::gpu::Gpu;
 use p2pguest::igt::{self, Subtest};
-use p2pguest::syncobj::{FOR_SUBMIT, PATIENCE, SoftwareTimeline, Syncobj, capabilities};
+use p2pguest::swsync;
+use p2pguest::syncobj::{FOR_SUBMIT, PATIENCE, Syncobj, capabilities};
 use p2pguest::sys::libdrm;
 use p2pguest::{refused, subtests};
 use std::process::ExitCode;
@@ -65,7 +66,7 @@ fn signal_and_reset() {
 
 fn wait_ends_with_the_fence() {
     let gpu = Gpu::open(0);
-    let timeline = SoftwareTimeline::new();
+    let timeline = swsync::Timeline::new();
     let syncobj = Syncobj::new(&gpu);
     syncobj.import_sync_file(&timeline.fence(1));
     let soon = Duration::from_millis(10);
@@ -80,7 +81,7 @@ fn wait_ends_with_the_fence() {
 
 fn wait_for_submit() {
     let gpu = Gpu::open(0);
-    let timeline = SoftwareTimeline::new();
+    let timeline = swsync::Timeline::new();
     let syncobj = Syncobj::new(&gpu);
     refused(syncobj.__wait(Duration::ZERO, FOR_SUBMIT), Errno::ETIME);
     refused(
@@ -114,7 +115,7 @@ fn points_rise() {
 
 fn transfer_between_kinds() {
     let gpu = Gpu::open(0);
-    let software = SoftwareTimeline::new();
+    let software = swsync::Timeline::new();
     let [binary, timeline, other] = [Syncobj::new(&gpu), Syncobj::new(&gpu), Syncobj::new(&gpu)];
     refused(timeline.__transfer(1, &binary, 0), Errno::EINVAL);
     for value in 1..=2 {
@@ -134,7 +135,7 @@ fn transfer_between_kinds() {
 
 fn sync_files() {
     let gpu = Gpu::open(0);
-    let timeline = SoftwareTimeline::new();
+    let timeline = swsync::Timeline::new();
     let [from, to] = [Syncobj::new(&gpu), Syncobj::new(&gpu)];
     refused(from.__export_sync_file(), Errno::EINVAL);
     from.import_sync_file(&timeline.fence(1));
