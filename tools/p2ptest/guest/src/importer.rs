@@ -312,6 +312,24 @@ impl Importer {
         );
     }
 
+    /// `TIME`: how long it took to map and to unmap, `count` times.
+    pub fn __time(
+        &self,
+        direction: Direction,
+        count: usize,
+    ) -> Result<Vec<p2p_importer_sample>, Errno> {
+        let mut samples = vec![p2p_importer_sample::default(); count];
+        let mut arg = p2p_importer_time {
+            direction: direction as u32,
+            count: count.try_into().map_err(|_| Errno::EOVERFLOW)?,
+            samples: samples.as_mut_ptr() as u64,
+        };
+        // SAFETY: the structure is the one that the request is for, and its array has
+        // as many entries as it says.
+        unsafe { self.__ioctl_raw(P2P_IMPORTER_IOCTL_TIME, (&raw mut arg).cast())? };
+        Ok(samples)
+    }
+
     /// `INFO`.
     pub fn __info(&self) -> Result<p2p_importer_info, Errno> {
         let mut arg = p2p_importer_info::default();

@@ -32,6 +32,7 @@ pub mod syncobj;
 pub mod sys;
 pub mod topology;
 pub mod trace;
+pub mod vfio;
 
 use nix::errno::Errno;
 use std::fmt;

@@ -45,6 +45,8 @@ pub struct Programs {
     pub demo: Option<PathBuf>,
     /// What else is in the guest: the tool that shows the apertures, its load, the fuzzer.
     pub tools: Vec<PathBuf>,
+    /// What measures the mapping of dma-bufs in the guest.
+    pub bench: PathBuf,
 }
 
 /// Builds the programs and copies them, so that another checkout's build does not
@@ -89,6 +91,7 @@ pub fn programs(ctx: &Context) -> Result<Programs> {
         init: named("p2p-init")?,
         demo: named("p2pdemo").ok(),
         tools: vec![named("p2ptop")?, named("p2pload")?, named("p2pfuzz")?],
+        bench: named("p2pbench")?,
         tests,
     })
 }

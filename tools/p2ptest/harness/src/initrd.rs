@@ -40,6 +40,7 @@ pub fn build(ctx: &Context, kernel: &Kernel, programs: &Programs) -> Result<Path
     dynamic.extend(programs.demo.clone());
     dynamic.extend(programs.tools.iter().cloned());
     dynamic.extend(programs.tests.iter().cloned());
+    dynamic.push(programs.bench.clone());
     for library in libraries(&dynamic)? {
         add(&mut archive, &library, &library.to_string_lossy(), true)?;
     }

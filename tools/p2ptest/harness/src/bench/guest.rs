@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The slots in a guest's kernel, and drm_mm and the GPU buddy allocator beside them: the module
-//! `p2pgpu_bench` measures them when it is loaded.
+//! What is measured in a guest. The slots in its kernel, and drm_mm and the GPU buddy allocator
+//! beside them: the module `p2pgpu_bench` measures them when it is loaded. And the mapping of
+//! dma-bufs, of p2pgpu and of vfio-pci, by the program `p2pbench`.
 
 use std::time::Duration;
 
@@ -8,9 +9,10 @@ use anyhow::{Result, bail};
 use p2p_init::Status;
 
 use super::Figure;
+use super::sharing::{Sharing, value};
 use crate::cargo;
 use crate::context::{Context, Flavour};
-use crate::initrd::{self, BENCHMARK};
+use crate::initrd::{self, BENCHMARK, in_guest};
 use crate::kernel;
 use crate::qemu::Accel;
 use crate::session::{End, Parts, Session};
@@ -21,8 +23,8 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// Spaces times layouts times allocators.
 const FIGURES: usize = 3 * 2 * 4;
 
-/// Boots a guest and loads the module in it.
-pub fn measure(ctx: &Context) -> Result<Vec<Figure>> {
+/// Boots a guest and measures all in it.
+pub fn measure(ctx: &Context) -> Result<(Vec<Figure>, Sharing)> {
     let kernel = kernel::ensure(ctx, Flavour::Release)?;
     let programs = cargo::programs(ctx)?;
     let parts = Parts {
@@ -37,36 +39,48 @@ pub fn measure(ctx: &Context) -> Result<Vec<Figure>> {
     };
     eprintln!("p2ptest: benchmarks in a guest, which take some minutes");
     let mut session = Session::start(&parts, ctx.setup, "bench", "kunit.enable=0")?;
+    let output = run(&mut session, vec![in_guest(&programs.bench)])?;
+    let sharing = Sharing::new(&output);
     let script = format!("insmod {BENCHMARK} && dmesg | grep -o 'fill=.* ns=.*'");
-    let argv = ["/bin/sh", "-c", &script].map(str::to_owned).to_vec();
-    let outcome = session.run("bench", argv, LIMIT, &mut |_| {})?;
+    let output = run(
+        &mut session,
+        ["/bin/sh", "-c", &script].map(str::to_owned).to_vec(),
+    )?;
+    let figures: Vec<_> = output.iter().filter_map(|l| figure(l)).collect();
     let console = session.console_path.display().to_string();
-    match outcome.end {
-        End::Told(Status::Exit(0)) => {}
-        End::Told(status) => bail!("the benchmark failed: {status:?} (console: {console})"),
-        End::Crash(why) => bail!("{why} (console: {console})"),
-    }
-    let mut findings = outcome.findings;
-    findings.extend(session.power_off()?);
-    if let Some(finding) = findings.first() {
+    if let Some(finding) = session.power_off()?.first() {
         bail!("kernel log: {finding} (console: {console})");
     }
-    let figures: Vec<_> = outcome.output.iter().filter_map(|l| figure(l)).collect();
     if figures.len() != FIGURES {
         bail!(
             "the benchmark told {} of {FIGURES} figures (console: {console})",
             figures.len()
         );
     }
-    Ok(figures)
+    Ok((figures, sharing))
+}
+
+/// Runs a program to its end and returns what it printed.
+fn run(session: &mut Session, argv: Vec<String>) -> Result<Vec<String>> {
+    let outcome = session.run("bench", argv, LIMIT, &mut |_| {})?;
+    let console = session.console_path.display().to_string();
+    match outcome.end {
+        End::Told(Status::Exit(0)) => {}
+        End::Told(status) => {
+            let said = outcome.output.join("\n");
+            bail!("the benchmark failed: {status:?} (console: {console})\n{said}")
+        }
+        End::Crash(why) => bail!("{why} (console: {console})"),
+    }
+    if let Some(finding) = outcome.findings.first() {
+        bail!("kernel log: {finding} (console: {console})");
+    }
+    Ok(outcome.output)
 }
 
 /// A line of the module: `fill=95 layout=scattered who=slots ns=1,2,3`.
 fn figure(line: &str) -> Option<Figure> {
-    let value = |name: &str| {
-        line.split_whitespace()
-            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-    };
+    let value = |name| value(line, name);
     let times: Result<Vec<f64>, _> = value("ns")?.split(',').map(str::parse).collect();
     Figure::new(
         "guest",
