@@ -30,6 +30,7 @@ use kernel::{
             FenceRoom,
             Guard,
             Held,
+            Locks,
             Resv,
             Usage, //
         }, //
@@ -185,26 +186,14 @@ impl<'a> Side<'a> {
 }
 
 /// Takes the locks of two objects, or the one that they share, as [`Side::lock`] does.
-fn lock_both<'a>(first: &Side<'a>, second: &Side<'a>) -> Result<(Guard<'a>, Option<Guard<'a>>)> {
+fn lock_both<'a>(first: &Side<'a>, second: &Side<'a>) -> Result<Locks<'a>> {
     loop {
-        let guard = first.lock()?;
-        if core::ptr::eq(first.resv(), second.resv()) {
-            if second.is_ready() {
-                return Ok((guard, None));
-            }
-            drop(guard);
-            second.wait()?;
-            continue;
+        first.wait()?;
+        second.wait()?;
+        let locks = Locks::lock_interruptible(&[first.resv(), second.resv()])?;
+        if first.is_ready() && second.is_ready() {
+            return Ok(locks);
         }
-        // Two locks of one class: the second is only tried, and the first let go if it is held.
-        if let Some(other) = second.resv().try_lock() {
-            if second.is_ready() {
-                return Ok((guard, Some(other)));
-            }
-        }
-        drop(guard);
-        // Waits for what was contended, so as not to spin.
-        drop(second.lock()?);
     }
 }
 
@@ -240,9 +229,8 @@ pub(crate) fn copy(
         Side::new(src, Purpose::Read),
         Side::new(dst, Purpose::Write),
     );
-    let (first, second) = lock_both(&src, &dst)?;
-    let from = first.held();
-    let to = second.as_ref().map_or(from, Guard::held);
+    let locks = lock_both(&src, &dst)?;
+    let (from, to) = (locks.held(src.resv())?, locks.held(dst.resv())?);
     let (src_place, dst_place) = (src.obj.placement(), dst.obj.placement());
 
     let mut tries = MAP_TRIES;
@@ -259,8 +247,9 @@ pub(crate) fn copy(
     // Not earlier: importers that are told may add fences, and would use up the room.
     src_view.reserve_work()?;
     dst_view.reserve_work()?;
+    let shared = core::ptr::eq(src.resv(), dst.resv());
     let mut src_room = from.reserve_fences(2)?;
-    let mut dst_room = second.as_ref().map(|_| to.reserve_fences(1)).transpose()?;
+    let mut dst_room = (!shared).then(|| to.reserve_fences(1)).transpose()?;
     let job = engine::copy(
         gpu.dev(),
         &gpu.engine_ring,
@@ -270,7 +259,7 @@ pub(crate) fn copy(
     announce(&src_view, &mut src_room, job.fence(), src.purpose.usage())?;
     let dst_room = dst_room.as_mut().unwrap_or(&mut src_room);
     announce(&dst_view, dst_room, job.fence(), dst.purpose.usage())?;
-    drop((first, second));
+    drop(locks);
     job.wait()
 }
 
