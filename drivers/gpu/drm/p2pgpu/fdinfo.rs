@@ -3,7 +3,8 @@
 //! What an open file shows in its fdinfo: the memory of the objects that it has handles to, and what
 //! became of their peers.
 //!
-//! An object counts in `drm-…-vram` or `drm-…-memory`, where it is. `drm-…-aperture` is no memory
+//! An object counts in `drm-…-vram` or `drm-…-memory`, where it is; one of another exporter in
+//! neither. `drm-…-aperture` is no memory
 //! beside these: it counts the slots that show pages of the objects, or are promised to them.
 
 use crate::{
@@ -48,7 +49,7 @@ impl Sums {
         let placement = obj.placement();
         let (shown, held) = match &placement {
             Placement::Vram(vram) => dev.aperture.usage(gem::named(obj, vram)?)?,
-            Placement::System(_) => (0, 0),
+            Placement::System(_) | Placement::Imported(_) => (0, 0),
         };
         let promised = {
             let state = obj.state.lock();
@@ -60,6 +61,8 @@ impl Sums {
         let stats = match &placement {
             Placement::Vram(_) => &mut self.vram,
             Placement::System(_) => &mut self.memory,
+            // Its exporter's to show.
+            Placement::Imported(_) => return Ok(()),
         };
         count(stats, shared, size, size, if busy { size } else { 0 });
         let [all, shown, held] = [promised.max(shown), shown, held].map(gem::slot_bytes);
