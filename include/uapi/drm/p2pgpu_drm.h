@@ -15,7 +15,7 @@
  * - GEM_COPY and GEM_CHECKSUM work. The engine reaches the bytes where the
  *   exporter keeps them, through the aperture if that is another device's VRAM
  *   and there is a route. The errors of the exporter are returned: EPERM, EACCES,
- *   EXDEV, ENOSPC and ENODEV if it is a device of this driver.
+ *   EXDEV, ENOSPC, EBUSY and ENODEV if it is a device of this driver.
  * - GEM_INFO says P2PGPU_PLACEMENT_IMPORTED; all but handle and size is 0.
  * - Export by PRIME gives the dma-buf that was imported, whatever the flags.
  * - GEM_SET_PEER, PEER_QUERY, GEM_MOVE and GEM_EXPORT_RANGE are the exporter's:

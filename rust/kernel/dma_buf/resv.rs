@@ -99,12 +99,6 @@ impl Resv {
         locked.then(|| Guard(self, NotThreadSafe))
     }
 
-    /// Whether all fences up to `usage` have signalled. May change unless the lock is held.
-    pub fn is_signaled(&self, usage: Usage) -> bool {
-        // SAFETY: `self` is valid.
-        unsafe { bindings::dma_resv_test_signaled(self.as_raw(), usage.into()) }
-    }
-
     /// Waits, for at most `timeout`, until all fences up to `usage` have signalled.
     ///
     /// `ETIMEDOUT`: they have not. The lock need not be held; fences added meanwhile may be

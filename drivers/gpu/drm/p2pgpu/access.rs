@@ -176,7 +176,7 @@ impl<'a> Side<'a> {
     }
 
     fn is_ready(&self) -> bool {
-        self.resv().is_signaled(self.purpose.waits_for())
+        self.resv().is_idle(self.purpose.waits_for())
     }
 
     fn wait(&self) -> Result {

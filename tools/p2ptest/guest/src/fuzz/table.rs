@@ -175,26 +175,27 @@ pub const CALLS: &[Call] = &[
     } errors EINVAL ENOENT; ranges),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_SET_PEER(drm_p2pgpu_gem_set_peer) {
         handle: Of(Handle), flags: Flags(PEER_FLAGS),
-    } errors EINVAL ENOENT ENOSPC EBUSY; ranges),
+    } errors EINVAL ENOENT ENOSPC EBUSY EOPNOTSUPP; ranges),
     call!(Gpu DRM_IOCTL_P2PGPU_PEER_QUERY(drm_p2pgpu_peer_query) {
         handle: Of(Handle), pci_domain: Pci(&[0]), pci_bus: Pci(BUSES), pci_device: Pci(&[0]),
         pci_function: Pci(&[0]), verdict: Out, route: Out, flags: Out, slots_needed: Out, slots_free: Out,
         slots_reclaimable: Out, slots_reserved: Out, slots_pinned: Out, slots_total: Out,
-    } errors ENOENT ENXIO EINVAL EAGAIN; ranges),
+    } errors ENOENT ENXIO EINVAL EAGAIN EOPNOTSUPP; ranges),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_MOVE(drm_p2pgpu_gem_move) {
         handle: Of(Handle), placement: OneOf(PLACEMENTS), flags: Zero, pad: Zero,
-    } errors EINVAL ENOENT EBUSY ENOSPC; ranges),
+    } errors EINVAL ENOENT EBUSY ENOSPC EOPNOTSUPP; ranges),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_COPY(drm_p2pgpu_gem_copy) {
         src_handle: Of(Handle), dst_handle: Of(Handle), src_offset: Offset, dst_offset: Offset,
         size: Size,
-    } errors EINVAL ENOENT; ranges (src_handle, src_offset, size) (dst_handle, dst_offset, size)),
+    } errors EINVAL ENOENT EPERM EACCES EXDEV ENOSPC EBUSY;
+        ranges (src_handle, src_offset, size) (dst_handle, dst_offset, size)),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_CHECKSUM(drm_p2pgpu_gem_checksum) {
         handle: Of(Handle), pad: Zero, offset: Offset, size: Size, digest: Out,
-    } errors EINVAL ENOENT E2BIG; ranges (handle, offset, size)),
+    } errors EINVAL ENOENT E2BIG EPERM EXDEV ENOSPC EBUSY; ranges (handle, offset, size)),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_EXPORT_RANGE(drm_p2pgpu_gem_export_range) {
         handle: Of(Handle), flags: Flags(P2PGPU_EXPORT_RDWR | P2PGPU_EXPORT_CLOEXEC),
         offset: Offset, size: Size, fd: Made(Buffer), pad: Zero,
-    } errors EINVAL ENOENT EPERM EMFILE; ranges (handle, offset, size)),
+    } errors EINVAL ENOENT EPERM EMFILE EOPNOTSUPP; ranges (handle, offset, size)),
     call!(Nic P2PNIC_IOCTL_QUERY(p2pnic_query) {
         pci_domain: Out, pci_bus: Out, pci_device: Out, pci_function: Out, flags: Out,
         max_regions: Out, max_queue_pairs: Out, regions: Out, peer_read_bytes: Out,
