@@ -453,7 +453,7 @@ impl Generator {
             Kind::Capacity => random.pick(&[1, 4, 64, 4096, 4097, 0]),
             Kind::Wait => random.pick(&[0, 0, 1000, 2_000_000]),
             Kind::Array => random.pick(&[1, 1, 1, 1, 1, 1, 0, 8]),
-            Kind::Pci(usual) => match random.below(24) {
+            Kind::Usually(usual) => match random.below(24) {
                 0 => random.word(),
                 1 => random.pick(&[1, 7, 8, 31, 32, 255, 256]),
                 _ => random.pick(usual).into(),
