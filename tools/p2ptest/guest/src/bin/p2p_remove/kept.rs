@@ -67,9 +67,8 @@ pub fn access_never_ends() {
     importer.map(Direction::Both);
     busy.start_access();
 
-    let mut log = Log::from_now();
+    // The kernel's log tells of lost slots once, perhaps long ago.
     importer.unmap(0);
-    assert!(log.has("slots are lost"), "silence");
     // Whenever it accesses them, they are nobody else's.
     drop((importer, busy, exported));
     assert_eq!(gpu.param(P2PGPU_PARAM_SLOTS_AVAILABLE), gpu.slots - 8);

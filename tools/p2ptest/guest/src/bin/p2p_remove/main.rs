@@ -43,8 +43,8 @@ const SUBTESTS: &[Subtest] = subtests![
     gpu_unplug,
     /// A NIC is removed from the bus under load, and found again.
     nic_unplug,
-    /// An access that never ends: unmapping ends all the same, says so, and nobody else
-    /// gets its slots and pages.
+    /// An access that never ends: unmapping ends all the same, and nobody else gets its
+    /// slots and pages.
     access_never_ends,
     /// A GPU is pulled out under load: it does not answer any more.
     gpu_surprise_removal,
