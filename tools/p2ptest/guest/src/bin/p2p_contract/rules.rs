@@ -146,7 +146,9 @@ pub fn rule_2_locks_do_not_meet() {
             assert_eq!(map.load(0), Pattern(2).word(0));
         }
         stop.store(true, Ordering::Relaxed);
-        threads.map(|thread| thread.join().expect("an importer's thread"));
+        for thread in threads {
+            thread.join().expect("an importer's thread");
+        }
     });
     exported.bo.assert_holds(Pattern(2));
     assert_eq!(exported.bo.info().pins, 0);
