@@ -123,7 +123,9 @@ impl Import {
     pub(crate) fn reserve_work(&self) -> Result {
         if let Some(attachment) = self.attachment.lock().as_ref() {
             let work = &mut attachment.usage.lock().work;
-            work.retain(|fence| !fence.is_signaled());
+            while let Some(index) = work.iter().position(|fence| fence.is_signaled()) {
+                work.remove(index)?;
+            }
             work.reserve(1, GFP_KERNEL)?;
         }
         Ok(())

@@ -97,7 +97,9 @@ impl Entry {
     /// Of a device that [`check`] lets be bound.
     pub(crate) fn new(pdev: &pci::Device<Bound>, dev: &DrmDevice) -> Result<Self> {
         let mut devices = DEVICES.lock();
-        devices.retain(|other| !is_at(other, pdev));
+        while let Some(index) = devices.iter().position(|other| is_at(other, pdev)) {
+            devices.remove(index)?;
+        }
         devices.push(dev.into(), GFP_KERNEL)?;
         Ok(Self(dev.into()))
     }

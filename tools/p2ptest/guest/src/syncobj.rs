@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Synchronization objects, by libdrm's own calls.
 
-use crate::sys::libdrm;
 use crate::must;
+use crate::sys::libdrm;
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;

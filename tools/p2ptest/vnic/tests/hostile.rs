@@ -73,10 +73,9 @@ fn frame() -> impl Strategy<Value = Frame> {
 
 /// Requests that a device which knows nothing better answers: the next number, each time.
 fn honest(frames: &mut [Frame]) {
-    let mut next = 0;
-    for frame in frames.iter_mut().filter(|f| (4..7).contains(&f.kind)) {
-        frame.words[2] = next;
-        next += 1;
+    let requests = frames.iter_mut().filter(|f| (4..7).contains(&f.kind));
+    for (frame, number) in requests.zip(0..) {
+        frame.words[2] = number;
     }
 }
 

@@ -246,7 +246,7 @@ impl Generator {
     fn connect(&mut self) {
         let pages = 1 + self.random.below(32) as u64;
         let mut pairs = [0; 2];
-        for end in 0..2 {
+        for (end, pair) in pairs.iter_mut().enumerate() {
             let (gpu, nic) = (FileId(end), FileId(3 + end));
             let size = Value::Number(pages * PAGE);
             let placement = Value::Number(self.random.pick(&[0, 1, 1]));
@@ -266,7 +266,7 @@ impl Generator {
             self.call("REG_REGION", nic, &given);
             let entries = Value::Number(16);
             let given = [("send_entries", entries), ("recv_entries", entries)];
-            pairs[end] = self.call("CREATE_QP", nic, &given);
+            *pair = self.call("CREATE_QP", nic, &given);
         }
         for end in 0..2 {
             let given = [
