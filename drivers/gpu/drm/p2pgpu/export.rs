@@ -277,28 +277,23 @@ impl<'a> View<'a> {
 
     /// Undoes a mapping. Its slots may show something else when this returns: it waits for the
     /// accesses of importers, which may outlast their mappings.
+    ///
+    /// While importers are told, one that was told must not wait for those that were not: what it
+    /// gives back then is kept until the accesses of all have ended.
     fn unmap(&self, data: &Attachment, held: Held<'_>, mapping: Mapping) {
         let obj = self.obj;
         let aperture = matches!(mapping, Mapping::Aperture { .. });
         self.trace(&data.device, aperture).unmap();
-        if let (true, Err(error)) = (aperture, migrate::wait_for_accesses(held)) {
-            // The slots, and the pages that they show, are nobody's any more.
-            core::mem::forget(mapping);
-            gem::report_lost_slots(Err(error));
-            return;
+        if !aperture {
+            return end(obj, Ok(()), mapping);
         }
-        {
-            let mut state = obj.state.lock();
-            state.mappings = state.mappings.saturating_sub(1);
-            if aperture {
-                state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
-            }
+        let unkept = match &mut obj.state.lock().given_back {
+            Some(kept) => keep(kept, mapping),
+            None => Some(mapping),
+        };
+        if let Some(mapping) = unkept {
+            end(obj, migrate::wait_for_accesses(held.resv()), mapping);
         }
-        if let Mapping::Aperture { slots, .. } = &mapping {
-            unhold(obj, slots);
-            obj.dev().activity.peer_unmaps.up();
-        }
-        obj.dev().mapping_count(-1);
     }
 
     fn trace<'b>(&'b self, importer: &'b device::Device, aperture: bool) -> trace::Mapping<'b> {
@@ -465,6 +460,45 @@ pub(crate) fn export_range(obj: &Object, range: Range<u64>, flags: i32) -> Resul
     Window::export::<BoWindow>(obj, pages, flags)
 }
 
+/// Keeps a mapping that was given back; returns it if there is no memory for that.
+fn keep(kept: &mut KVec<Mapping>, mapping: Mapping) -> Option<Mapping> {
+    if kept.reserve(1, GFP_KERNEL).is_err() {
+        return Some(mapping);
+    }
+    // There is room.
+    kept.push_within_capacity(mapping).err().map(|full| full.0)
+}
+
+/// Ends what importers have given back since they were told; `waited` says whether the accesses of
+/// all have ended.
+pub(crate) fn end_given_back(obj: &Object, waited: Result) {
+    let kept = obj.state.lock().given_back.take();
+    for mapping in kept.into_iter().flatten() {
+        end(obj, waited, mapping);
+    }
+}
+
+/// Ends a mapping. If accesses of importers go on, its slots, and the pages that they show, are
+/// nobody's any more.
+fn end(obj: &Object, waited: Result, mapping: Mapping) {
+    if waited.is_err() {
+        core::mem::forget(mapping);
+        return gem::report_lost_slots(waited);
+    }
+    {
+        let mut state = obj.state.lock();
+        state.mappings = state.mappings.saturating_sub(1);
+        if matches!(mapping, Mapping::Aperture { .. }) {
+            state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
+        }
+    }
+    if let Mapping::Aperture { slots, .. } = &mapping {
+        unhold(obj, slots);
+        obj.dev().activity.peer_unmaps.up();
+    }
+    obj.dev().mapping_count(-1);
+}
+
 /// Counts a mapping that an importer is given.
 fn mapped(obj: &Object) -> impl DerefMut<Target = State> + '_ {
     obj.dev().mapping_count(1);
@@ -509,6 +543,11 @@ fn unhold(obj: &Object, slots: &[SlotId]) {
 fn detach(obj: &Object, data: &Attachment) {
     let mut importers = obj.importers.lock();
     let last = importers.remove(data.dmabuf, &data.device, data.is_peer);
+    let nobody = importers.count() == 0;
     drop(importers);
     drop(last);
+    // Who told them may not find the object any more.
+    if nobody && obj.state.lock().given_back.is_some() {
+        end_given_back(obj, migrate::wait_for_accesses(obj.resv()));
+    }
 }

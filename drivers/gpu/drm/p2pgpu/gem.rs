@@ -15,6 +15,7 @@ use crate::{
         Gpu, //
     },
     engine,
+    export::Mapping,
     import::{
         self,
         Import, //
@@ -173,6 +174,8 @@ pub(crate) struct State {
     pub(crate) mappings: u32,
     /// Those of them that hold slots.
     pub(crate) aperture_mappings: u32,
+    /// While importers are told: what they have given back meanwhile.
+    pub(crate) given_back: Option<KVec<Mapping>>,
     /// When the newest of those was made, of all that there were.
     pub(crate) last_map: Option<LastMap>,
     /// Times that importers were told to let go of a mapping.
@@ -353,6 +356,7 @@ impl gem::DriverObject for Bo {
                 pins: 0,
                 mappings: 0,
                 aperture_mappings: 0,
+                given_back: None,
                 last_map: None,
                 invalidations: 0,
                 peer_maps: 0,

@@ -14,6 +14,7 @@ use crate::{
     },
     driver::Gpu,
     engine,
+    export,
     gem::{
         self,
         Object,
@@ -25,6 +26,7 @@ use crate::{
 use kernel::{
     dma_buf::resv::{
         Held,
+        Resv,
         Usage, //
     },
     drm::gem::BaseObject,
@@ -37,6 +39,9 @@ use kernel::{
 const IMPORTERS_TIMEOUT_MS: u32 = 10_000;
 
 /// Tells all importers to let go of their mappings. Under the object's reservation lock.
+///
+/// What they give back is kept until the caller, who waits for the accesses of all, calls
+/// [`export::end_given_back`].
 pub(crate) fn tell_importers(obj: &Object, held: Held<'_>) -> Result {
     let next = |id| obj.importers.lock().after(id);
     let mut dmabuf = next(0);
@@ -49,6 +54,7 @@ pub(crate) fn tell_importers(obj: &Object, held: Held<'_>) -> Result {
             state.invalidations += 1;
             obj.dev().activity.invalidations.up();
         }
+        state.given_back.get_or_insert_default();
         state.mappings
     };
     if mappings != 0 {
@@ -66,15 +72,16 @@ pub(crate) fn tell_importers(obj: &Object, held: Held<'_>) -> Result {
 ///
 /// On return no access of an importer that was told is in flight. `EBUSY`: one does not let go.
 pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
-    tell_importers(obj, held)?;
-    wait_for_accesses(held)
+    let told = tell_importers(obj, held);
+    let waited = wait_for_accesses(held.resv());
+    export::end_given_back(obj, waited);
+    told.and(waited)
 }
 
 /// Waits until the accesses that importers have announced by fences are over. `EBUSY`: they do not
 /// end.
-pub(crate) fn wait_for_accesses(held: Held<'_>) -> Result {
-    held.resv()
-        .wait(Usage::Bookkeep, msecs_to_jiffies(IMPORTERS_TIMEOUT_MS))
+pub(crate) fn wait_for_accesses(resv: &Resv) -> Result {
+    resv.wait(Usage::Bookkeep, msecs_to_jiffies(IMPORTERS_TIMEOUT_MS))
         .map_err(|_| EBUSY)
 }
 

@@ -12,6 +12,7 @@ use crate::{
         DrmDevice,
         DrmDriver, //
     },
+    export,
     migrate, //
 };
 use kernel::{
@@ -176,9 +177,10 @@ fn take_back(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
     };
     dev.for_each_attached_unlocked(|obj| {
         // Who does not signal in time is counted below, as long as it does not unmap.
-        let _ = obj
+        let waited = obj
             .resv()
             .wait(Usage::Bookkeep, msecs_to_jiffies(left().max(1)));
+        export::end_given_back(obj, waited);
     });
     let unmapped = read_poll_timeout(
         || Ok(dev.mappings()),

@@ -49,6 +49,8 @@ const SUBTESTS: &[Subtest] = subtests![
     rule_8_moves_wait_for_accesses,
     /// Rule 8: slots are not given back before the accesses of importers are over.
     rule_8_unmaps_wait_for_accesses,
+    /// Who unmaps when it is told does not wait for those who are told after it.
+    rule_8_all_are_told_before_any_is_waited_for,
     /// Rule 9: a pinned importer is not told, whatever is asked of the exporter.
     rule_9_pinned_is_not_told,
     /// Rule 10: mappings of the dma-buf are zapped when it moves.

@@ -405,6 +405,26 @@ pub fn rule_8_unmaps_wait_for_accesses() {
     }
 }
 
+pub fn rule_8_all_are_told_before_any_is_waited_for() {
+    require_route();
+    let rig = Rig::open();
+    let gpu = &rig.gpu[1];
+    for round in 1..=3 {
+        let exported = rig.export(1, 16 * PAGE, Placement::Vram);
+        let obeys = Attach::peer(device(&rig)).answer(Answer::Unmap, 0);
+        let first = Importer::attach(&exported.fd, obeys);
+        first.map(Direction::Both);
+        // Its access ends when it is told, after the first has been told and has unmapped.
+        let second = Importer::attach(&exported.fd, obeys);
+        second.map(Direction::Both);
+        second.start_access();
+        exported.bo.move_to(Placement::System);
+        assert_eq!(second.info().accesses, 1, "round {round}");
+        let available = gpu.param(P2PGPU_PARAM_SLOTS_AVAILABLE);
+        assert_eq!(available, gpu.slots, "slots got lost in round {round}");
+    }
+}
+
 pub fn rule_9_pinned_is_not_told() {
     let rig = Rig::open();
     let gpu = &rig.gpu[1];
