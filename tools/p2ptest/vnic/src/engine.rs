@@ -146,7 +146,13 @@ impl Engine {
         let Some(qp) = state.pair(me) else { return };
         let had_failed = qp.phase == Phase::Error;
         let full = !qp.cq.has_room();
-        if (role == Role::Responder && qp.paired().is_none()) || (had_failed && full) {
+        let receiving = role == Role::Responder && std::mem::take(&mut qp.receiving);
+        if receiving {
+            // What is posted behind it can be flushed now.
+            qp.wake.notify_all();
+        }
+        let gone = role == Role::Responder && qp.paired().is_none() && !receiving;
+        if gone || (had_failed && full) {
             return;
         }
         let ring = qp.ring(which);

@@ -247,6 +247,9 @@ pub(crate) struct QueuePair {
     pub requests: VecDeque<(u32, Request)>,
     /// A request of the other end was refused: what follows it is dropped.
     pub refusing: bool,
+    /// The receive entry that a refused request took is about to complete with its own status, even
+    /// if the other end, which knows of it, leaves first.
+    pub receiving: bool,
 }
 
 impl QueuePair {
@@ -267,6 +270,7 @@ impl QueuePair {
             next_request: 0,
             requests: VecDeque::new(),
             refusing: false,
+            receiving: false,
         }
     }
 

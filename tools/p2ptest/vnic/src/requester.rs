@@ -42,8 +42,8 @@ fn next_job(engine: &Engine, me: QpRef) -> Option<Job> {
         let qp = state.pair(me)?;
         let posted = match (qp.send.used() > 0, qp.recv.used() > 0) {
             (true, _) => Some(Which::Send),
-            (false, true) => Some(Which::Recv),
-            (false, false) => None,
+            (false, true) if !qp.receiving => Some(Which::Recv),
+            (false, _) => None,
         };
         match (qp.phase, posted) {
             (Phase::Paired(_), Some(Which::Send)) => return Some(Job::Execute),

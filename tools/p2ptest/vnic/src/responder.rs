@@ -62,7 +62,12 @@ pub(crate) fn run(engine: &Arc<Engine>, me: QpRef) {
                 let Stop::Status(status) = failure.answer else {
                     return;
                 };
-                engine.shared.lock().answer(me, number, status, Vec::new());
+                let mut state = engine.shared.lock();
+                if let Some(qp) = state.pair(me) {
+                    qp.receiving = failure.receive.is_some();
+                }
+                state.answer(me, number, status, Vec::new());
+                drop(state);
                 if let Some((id, status)) = failure.receive {
                     let completion = Completion {
                         id,
