@@ -3,10 +3,11 @@
 //! while NICs hold them, at rest and in the middle of transfers.
 
 use nix::errno::Errno;
+use p2pguest::binding::wait_until;
 use p2pguest::gpu::{Bo, Placement};
 use p2pguest::host;
 use p2pguest::igt::{self, Subtest};
-use p2pguest::nic::{ACCESS_ALL, TIMEOUT};
+use p2pguest::nic::{ACCESS_ALL, Nic, TIMEOUT};
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{Registered, Rig, Wire, request};
 use p2pguest::sys::uapi::*;
@@ -136,11 +137,20 @@ impl Drop for SlowAccesses {
     }
 }
 
-/// Transfers again and again, doing something meanwhile, until enough
-/// invalidations met a transfer in flight; verifies each round's bytes.
+/// Bytes that a NIC has read from and written to its regions so far.
+#[track_caller]
+fn moved(nic: &Nic) -> u64 {
+    let found = nic.query();
+    found.peer_read_bytes + found.peer_write_bytes + found.ram_read_bytes + found.ram_write_bytes
+}
+
+/// Transfers again and again, doing something meanwhile, when NIC `end` has begun with
+/// its part, until enough invalidations met a transfer in flight; verifies each round's
+/// bytes.
 #[track_caller]
 fn disturb(
     pair: &Pair<'_>,
+    end: usize,
     start: impl Fn(),
     disturbance: impl Fn() + Sync,
     verify: impl Fn(Pattern),
@@ -154,7 +164,10 @@ fn disturb(
     for round in 0..rounds {
         pair.prepare(Pattern(round));
         let slow = SlowAccesses::new();
+        let nic = &pair.rig.nic[end];
+        let idle = moved(nic);
         start();
+        wait_until("the transfer begins", || moved(nic) != idle);
         disturbance();
         drop(slow);
         pair.wire.near.expect(P2PNIC_STATUS_OK);
@@ -250,14 +263,12 @@ fn move_destination_during_transfer() {
     let pair = Pair::new(&rig, rig.bulk_size());
     disturb(
         &pair,
+        1,
         || {
             pair.wire
                 .start_write(&pair.source.region, &pair.target.region)
         },
-        || {
-            wait_mapped(&pair.target);
-            round_trip(&pair.target.bo);
-        },
+        || round_trip(&pair.target.bo),
         |pattern| pair.target.bo.assert_holds(pattern),
     );
 }
@@ -267,14 +278,12 @@ fn move_source_during_transfer() {
     let pair = Pair::new(&rig, rig.bulk_size());
     disturb(
         &pair,
+        0,
         || {
             pair.wire
                 .start_write(&pair.source.region, &pair.target.region)
         },
-        || {
-            wait_mapped(&pair.source);
-            round_trip(&pair.source.bo);
-        },
+        || round_trip(&pair.source.bo),
         |pattern| {
             pair.target.bo.assert_holds(pattern);
             pair.source.bo.assert_holds(pattern);
@@ -287,12 +296,12 @@ fn move_both_during_transfer() {
     let pair = Pair::new(&rig, rig.bulk_size());
     disturb(
         &pair,
+        1,
         || {
             pair.wire
                 .start_write(&pair.source.region, &pair.target.region)
         },
         || {
-            wait_mapped(&pair.target);
             thread::scope(|scope| {
                 scope.spawn(|| round_trip(&pair.source.bo));
                 round_trip(&pair.target.bo);
@@ -314,11 +323,9 @@ fn move_during_remote_read() {
     };
     disturb(
         &pair,
+        1,
         read,
-        || {
-            wait_mapped(&pair.target);
-            round_trip(&pair.target.bo);
-        },
+        || round_trip(&pair.target.bo),
         |pattern| {
             pair.source.bo.assert_holds(Pattern(!pattern.0));
             pair.target.bo.assert_holds(Pattern(!pattern.0));
