@@ -5,7 +5,9 @@
 #include <linux/dma-mapping.h>
 #include <linux/dma-resv.h>
 #include <linux/iommu-dma.h>
+#include <linux/iosys-map.h>
 #include <linux/mm.h>
+#include <linux/vmalloc.h>
 
 __rust_helper void rust_helper_dma_fence_get(struct dma_fence *fence)
 {
@@ -101,4 +103,37 @@ __rust_helper bool rust_helper_use_dma_iommu(struct device *dev)
 __rust_helper unsigned long rust_helper_page_to_pfn(const struct page *page)
 {
 	return page_to_pfn(page);
+}
+
+/* Has a reference to each page, and the array, for as long as it is mapped. */
+__rust_helper void *rust_helper_vmap_get_pages(struct page **pages, unsigned int count)
+{
+	unsigned int i;
+	void *addr;
+
+	for (i = 0; i < count; i++)
+		get_page(pages[i]);
+	addr = vmap(pages, count, VM_MAP | VM_MAP_PUT_PAGES, PAGE_KERNEL);
+	if (addr)
+		return addr;
+	while (i--)
+		put_page(pages[i]);
+	return NULL;
+}
+
+__rust_helper void rust_helper_vfree(const void *addr)
+{
+	vfree(addr);
+}
+
+__rust_helper void rust_helper_iosys_map_memcpy_from(void *dst, const struct iosys_map *src,
+						     size_t src_offset, size_t len)
+{
+	iosys_map_memcpy_from(dst, src, src_offset, len);
+}
+
+__rust_helper void rust_helper_iosys_map_memcpy_to(struct iosys_map *dst, size_t dst_offset,
+						   const void *src, size_t len)
+{
+	iosys_map_memcpy_to(dst, dst_offset, src, len);
 }

@@ -13,6 +13,7 @@
 //! - [`resv::Resv`] is the lock both sides hold while they map, unmap, pin or invalidate;
 //!   [`resv::Held`] proves that it is held.
 //! - [`fence::Fence`] is what they wait for.
+//! - [`vmap::KernelMapping`] is for who reaches the bytes by the CPU, in the kernel.
 //!
 //! C headers: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h),
 //! [`include/linux/dma-resv.h`](srctree/include/linux/dma-resv.h),
@@ -39,6 +40,7 @@ pub mod importer;
 pub mod pages;
 pub mod resv;
 pub mod software;
+pub mod vmap;
 
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) mod tests;

@@ -20,6 +20,7 @@ use kernel::{
         MiscDeviceRegistration, //
     },
     new_mutex,
+    page::PAGE_SIZE,
     prelude::*,
     sync::{
         Arc,
@@ -72,6 +73,10 @@ impl MiscDevice for OpenFile {
             uapi::P2P_IMPORTER_IOCTL_CYCLE => cycle(&*this.importer()?, arg),
             uapi::P2P_IMPORTER_IOCTL_TIME => time(&*this.importer()?, arg),
             uapi::P2P_IMPORTER_IOCTL_INFO => ioctl::write(arg, &this.importer()?.info()?),
+            uapi::P2P_IMPORTER_IOCTL_VMAP => this.importer()?.vmap(),
+            uapi::P2P_IMPORTER_IOCTL_VUNMAP => this.importer()?.vunmap(),
+            uapi::P2P_IMPORTER_IOCTL_VREAD => vread(&*this.importer()?, arg),
+            uapi::P2P_IMPORTER_IOCTL_VWRITE => vwrite(&*this.importer()?, arg),
             uapi::P2P_IMPORTER_IOCTL_START_ACCESS => this.importer()?.start_access(),
             _ => return Err(ENOTTY),
         }?;
@@ -193,6 +198,43 @@ fn ranges(importer: &Importer, arg: UserPtr) -> Result {
     }
     args.count = u32::try_from(list.len())?;
     ioctl::write(arg, &args)
+}
+
+/// Calls `f` with a piece of the bytes of an access after the other: the offset in the buffer, and
+/// room for them. At least once, so that any access needs a mapping.
+fn in_pieces(args: &ioctl::Access, mut f: impl FnMut(usize, &mut [u8]) -> Result) -> Result {
+    let mut offset = usize::try_from(args.offset)?;
+    let mut left = usize::try_from(args.size)?;
+    let mut room = KVec::from_elem(0u8, PAGE_SIZE, GFP_KERNEL)?;
+    loop {
+        let count = left.min(PAGE_SIZE);
+        f(offset, room.get_mut(..count).ok_or(EINVAL)?)?;
+        offset = offset.checked_add(count).ok_or(EINVAL)?;
+        left -= count;
+        if left == 0 {
+            return Ok(());
+        }
+    }
+}
+
+fn vread(importer: &Importer, arg: UserPtr) -> Result {
+    let args: ioctl::Access = ioctl::read(arg)?;
+    let to = UserPtr::from_addr(usize::try_from(args.data)?);
+    let mut to = UserSlice::new(to, usize::try_from(args.size)?).writer();
+    in_pieces(&args, |offset, piece| {
+        importer.vread(offset, piece)?;
+        to.write_slice(piece)
+    })
+}
+
+fn vwrite(importer: &Importer, arg: UserPtr) -> Result {
+    let args: ioctl::Access = ioctl::read(arg)?;
+    let from = UserPtr::from_addr(usize::try_from(args.data)?);
+    let mut from = UserSlice::new(from, usize::try_from(args.size)?).reader();
+    in_pieces(&args, |offset, piece| {
+        from.read_slice(piece)?;
+        importer.vwrite(offset, piece)
+    })
 }
 
 fn cycle(importer: &Importer, arg: UserPtr) -> Result {

@@ -29,6 +29,7 @@ use kernel::{
             Held,
             Usage, //
         },
+        vmap::KernelMapping,
         DmaBuf, //
     },
     impl_has_delayed_work,
@@ -116,6 +117,9 @@ pub(crate) struct Importer {
     record: Mutex<Record>,
     #[pin]
     access: Mutex<Option<PendingFence>>,
+    /// What the kernel's CPU reaches the buffer by.
+    #[pin]
+    kernel: Mutex<Option<KernelMapping>>,
     /// A work item has ended.
     #[pin]
     idle: CondVar,
@@ -228,6 +232,7 @@ impl Importer {
                 attachment <- new_mutex!(None, "p2p_importer_test::attachment"),
                 record <- new_mutex!(Record::default(), "p2p_importer_test::record"),
                 access <- new_mutex!(None, "p2p_importer_test::access"),
+                kernel <- new_mutex!(None, "p2p_importer_test::kernel"),
                 idle <- new_condvar!("p2p_importer_test::idle"),
                 work <- new_delayed_work!("p2p_importer_test::work"),
             }? Error),
@@ -248,7 +253,10 @@ impl Importer {
     pub(crate) fn close(&self) {
         self.record.lock().closing = true;
         self.end_access();
-        let attached = self.attachment.lock().take();
+        let mut attachment = self.attachment.lock();
+        *self.kernel.lock() = None;
+        let attached = attachment.take();
+        drop(attachment);
         drop(attached);
         let mut record = self.record.lock();
         while record.pending != 0 {
@@ -337,6 +345,37 @@ impl Importer {
             samples.push(sample.into(), GFP_KERNEL)?;
         }
         Ok(samples)
+    }
+
+    /// See `P2P_IMPORTER_IOCTL_VMAP`.
+    pub(crate) fn vmap(&self) -> Result {
+        let attachment = self.attachment.lock();
+        let attached = attachment.as_ref().ok_or(ENOTCONN)?;
+        let mut kernel = self.kernel.lock();
+        if kernel.is_some() {
+            return Err(EBUSY);
+        }
+        let guard = attached.dmabuf().resv().lock_interruptible()?;
+        *kernel = Some(attached.dmabuf().vmap(guard.held())?);
+        Ok(())
+    }
+
+    /// See `P2P_IMPORTER_IOCTL_VUNMAP`.
+    pub(crate) fn vunmap(&self) -> Result {
+        self.kernel.lock().take().map(drop).ok_or(EINVAL)
+    }
+
+    /// See `P2P_IMPORTER_IOCTL_VREAD`.
+    pub(crate) fn vread(&self, offset: usize, to: &mut [u8]) -> Result {
+        self.kernel.lock().as_ref().ok_or(EINVAL)?.read(offset, to)
+    }
+
+    /// See `P2P_IMPORTER_IOCTL_VWRITE`.
+    pub(crate) fn vwrite(&self, offset: usize, from: &[u8]) -> Result {
+        match &mut *self.kernel.lock() {
+            Some(mapping) => mapping.write(offset, from),
+            None => Err(EINVAL),
+        }
     }
 
     /// See `P2P_IMPORTER_IOCTL_START_ACCESS`.

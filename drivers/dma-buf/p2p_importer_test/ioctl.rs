@@ -24,6 +24,7 @@ ioctl_argument!(Ranges, uapi::p2p_importer_ranges, [
     index: u32, capacity: u32, ranges: u64, count: u32, pad: u32,
 ]);
 ioctl_argument!(Cycle, uapi::p2p_importer_cycle, [direction: u32, count: u32]);
+ioctl_argument!(Access, uapi::p2p_importer_access, [offset: u64, size: u64, data: u64]);
 ioctl_argument!(Info, uapi::p2p_importer_info, [
     is_peer: u32, mappings: u32, invalidations: u32, unlocked: u32,
     late_unmaps: u32, remaps: u32, remap_error: u32, accesses: u32,

@@ -6,8 +6,9 @@
 //! # Lock order
 //!
 //! 1. an importer's attachment
-//! 2. the dma-buf's reservation lock
-//! 3. an importer's record and its access
+//! 2. an importer's kernel mapping
+//! 3. the dma-buf's reservation lock
+//! 4. an importer's record and its access
 
 use kernel::{
     miscdevice::{

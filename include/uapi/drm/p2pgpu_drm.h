@@ -183,7 +183,10 @@ struct drm_p2pgpu_gem_info {
 	__u32 peer_slots;
 	/** @importers: out: attached importers */
 	__u32 importers;
-	/** @pins: out: importers that pin the object where it is */
+	/**
+	 * @pins: out: importers that pin the object where it is, and mappings
+	 * of its dma-bufs for the kernel's own CPU accesses, which do so too
+	 */
 	__u32 pins;
 	/** @promised_slots: out: slots promised to the object */
 	__u32 promised_slots;

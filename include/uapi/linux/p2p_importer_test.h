@@ -176,6 +176,21 @@ struct p2p_importer_time {
 };
 
 /**
+ * struct p2p_importer_access - the kernel's CPU reads or writes the buffer
+ *
+ * Needs a mapping of VMAP. EINVAL: there is none, or the bytes reach past the
+ * buffer's end.
+ */
+struct p2p_importer_access {
+	/** @offset: in: first byte in the buffer */
+	__u64 offset;
+	/** @size: in: number of bytes */
+	__u64 size;
+	/** @data: in: pointer to where they go to or come from */
+	__u64 data;
+};
+
+/**
  * struct p2p_importer_info - what became of the importer
  */
 struct p2p_importer_info {
@@ -225,6 +240,15 @@ enum {
 	 */
 	P2P_IMPORTER_IOCTL_START_ACCESS = _IO('I', 0xc9),
 	P2P_IMPORTER_IOCTL_TIME = _IOW('I', 0xca, struct p2p_importer_time),
+	/*
+	 * Maps the buffer for the kernel, until VUNMAP or DETACH. EBUSY: it is
+	 * mapped. Errors of the exporter's vmap.
+	 */
+	P2P_IMPORTER_IOCTL_VMAP = _IO('I', 0xcb),
+	/* EINVAL: it is not mapped. */
+	P2P_IMPORTER_IOCTL_VUNMAP = _IO('I', 0xcc),
+	P2P_IMPORTER_IOCTL_VREAD = _IOW('I', 0xcd, struct p2p_importer_access),
+	P2P_IMPORTER_IOCTL_VWRITE = _IOW('I', 0xce, struct p2p_importer_access),
 };
 
 #endif /* _UAPI_LINUX_P2P_IMPORTER_TEST_H */

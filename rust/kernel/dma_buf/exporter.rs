@@ -95,6 +95,18 @@ pub trait Exporter: Sized + 'static {
         held: Held<'_>,
         mapping: Self::Mapping,
     );
+
+    /// The kernel itself wants to reach all bytes by the CPU: keep the backing in system memory,
+    /// and say in which pages, until [`Exporter::vunmap`]. Called for the first who wants a dma-buf
+    /// so; those who come meanwhile share its mapping.
+    ///
+    /// Without it all are refused with `EOPNOTSUPP`.
+    fn vmap(_source: &Self::Source, _held: Held<'_>) -> Result<(Arc<Pages>, Range<usize>)> {
+        Err(EOPNOTSUPP)
+    }
+
+    /// Undoes a [`Exporter::vmap`] that succeeded.
+    fn vunmap(_source: &Self::Source, _held: Held<'_>) {}
 }
 
 /// An importer as its exporter sees it.
@@ -297,6 +309,8 @@ impl<E: Exporter> Ops<E> {
             unpin: Some(Self::unpin),
             map_dma_buf: Some(Self::map),
             unmap_dma_buf: Some(Self::unmap),
+            vmap: Some(Self::vmap),
+            vunmap: Some(Self::vunmap),
             release: Some(release),
             mmap,
             ..pin_init::zeroed()
@@ -460,6 +474,58 @@ impl<E: Exporter> Ops<E> {
             drop(backing);
             E::unmap(source, &attached.data, held, mapping);
         }
+    }
+
+    /// # Safety
+    ///
+    /// `dmabuf` is a valid buffer of exporter `E`, in a callback that the core makes with the
+    /// reservation lock held.
+    unsafe fn buffer<'a>(dmabuf: *mut bindings::dma_buf) -> (&'a E::Source, Held<'a>) {
+        // SAFETY: The caller promises so; the buffer's private pointer is what it was exported with.
+        unsafe {
+            (
+                E::Source::from_priv((*dmabuf).priv_),
+                Held::assume((*dmabuf).resv),
+            )
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the core with a buffer of exporter `E` that has no such mapping, with the lock
+    /// held, and a place for the address.
+    unsafe extern "C" fn vmap(
+        dmabuf: *mut bindings::dma_buf,
+        map: *mut bindings::iosys_map,
+    ) -> c_int {
+        // SAFETY: The core passes a valid buffer of ours, with the lock held.
+        let (source, held) = unsafe { Self::buffer(dmabuf) };
+        let address = E::vmap(source, held).and_then(|(pages, range)| {
+            let address = pages.vmap(range);
+            address.inspect_err(|_| E::vunmap(source, held))
+        });
+        match address {
+            Ok(address) => {
+                let mut to = bindings::iosys_map::default();
+                to.__bindgen_anon_1.vaddr = address.as_ptr();
+                // SAFETY: The core passes a place for it.
+                unsafe { map.write(to) };
+                0
+            }
+            Err(error) => error.to_errno(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the core with a buffer of exporter `E` and what `vmap` gave for it, for the last
+    /// time, with the lock held.
+    unsafe extern "C" fn vunmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::iosys_map) {
+        // SAFETY: The core passes a valid buffer of ours, with the lock held.
+        let (source, held) = unsafe { Self::buffer(dmabuf) };
+        // SAFETY: `vmap` mapped pages there, with an address in system memory.
+        unsafe { bindings::vfree((*map).__bindgen_anon_1.vaddr) };
+        E::vunmap(source, held);
     }
 }
 

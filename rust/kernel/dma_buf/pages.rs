@@ -19,8 +19,12 @@ use crate::{
     sync::aref::ARef,
 };
 use core::{
+    ffi::c_void,
     ops::Range,
-    ptr, //
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 
 /// A number of zeroed pages, accounted to the task that allocates them.
@@ -72,6 +76,30 @@ impl Pages {
         })
     }
 
+    /// Pointers to some of the pages (`EINVAL`: none, or past the end).
+    fn list(&self, range: Range<usize>) -> Result<KVVec<*mut bindings::page>> {
+        let pages = self.0.get(range).filter(|pages| !pages.is_empty());
+        let pages = pages.ok_or(EINVAL)?;
+        let mut list = KVVec::with_capacity(pages.len(), GFP_KERNEL)?;
+        for page in pages {
+            list.push(page.as_ptr(), GFP_KERNEL)?;
+        }
+        Ok(list)
+    }
+
+    /// Maps some of the pages (`EINVAL`: none, or past the end) side by side for the kernel. They
+    /// are not freed before `vfree()` of the address, which the caller owes.
+    pub(super) fn vmap(&self, range: Range<usize>) -> Result<NonNull<c_void>> {
+        let mut list = self.list(range)?;
+        let count = u32::try_from(list.len())?;
+        // SAFETY: The list holds `count` valid pages.
+        let address = unsafe { bindings::vmap_get_pages(list.as_mut_ptr(), count) };
+        let address = NonNull::new(address).ok_or(ENOMEM)?;
+        // The mapping has the array now.
+        let _ = list.into_raw_parts();
+        Ok(address)
+    }
+
     /// As [`Pages::map`] for some of the pages (`EINVAL`: none, or past the end), but leaves it to the caller to keep the pages and the device's driver
     /// bound until the table is dropped.
     pub(super) fn map_table(
@@ -80,12 +108,7 @@ impl Pages {
         range: Range<usize>,
         dir: DataDirection,
     ) -> Result<KBox<PageTable>> {
-        let pages = self.0.get(range).filter(|pages| !pages.is_empty());
-        let pages = pages.ok_or(EINVAL)?;
-        let mut list = KVVec::with_capacity(pages.len(), GFP_KERNEL)?;
-        for page in pages {
-            list.push(page.as_ptr(), GFP_KERNEL)?;
-        }
+        let mut list = self.list(range)?;
         let bytes = list.len().checked_mul(PAGE_SIZE).ok_or(EOVERFLOW)?;
         // SAFETY: `dev` is a valid device.
         let (max_mapping, max_segment) = unsafe {

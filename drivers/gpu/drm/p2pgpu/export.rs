@@ -54,6 +54,7 @@ use kernel::{
             ImporterInfo,
             Table, //
         },
+        pages::Pages,
         resv::Held,
         DmaBuf, //
     },
@@ -137,15 +138,15 @@ fn check(
     Ok(())
 }
 
-/// Moves the object to system memory, as an importer cannot be given slots.
-fn fall_back(obj: &Object, gpu: &Gpu<'_>, importer: &ImporterInfo<'_>, held: Held<'_>) -> Result {
+/// Moves the object to system memory, as `importer` cannot be given slots.
+fn fall_back(obj: &Object, gpu: &Gpu<'_>, importer: &device::Device, held: Held<'_>) -> Result {
     if obj.placement().kind() == Some(PlacementKind::System) {
         return Ok(());
     }
     migrate::migrate(obj, gpu, held, PlacementKind::System)?;
     obj.state.lock().fall_backs += 1;
     obj.dev().activity.fall_backs.up();
-    trace::fall_back(obj, importer.device());
+    trace::fall_back(obj, importer);
     Ok(())
 }
 
@@ -219,7 +220,7 @@ impl<'a> View<'a> {
             let shared = pins == 0 && !strict && obj.importers.lock().without_slots != 0;
             if shared || !is_peer(gpu, importer) {
                 // The core takes EBUSY for a bug of ours.
-                fall_back(obj, gpu, importer, held).map_err(busy_is_no_space)?;
+                fall_back(obj, gpu, importer.device(), held).map_err(busy_is_no_space)?;
             } else if obj.placement().kind() == Some(PlacementKind::Vram) {
                 pin_slots(gpu, obj)?;
             }
@@ -264,7 +265,7 @@ impl<'a> View<'a> {
                 }
                 _ => {}
             }
-            fall_back(obj, gpu, importer, held)?;
+            fall_back(obj, gpu, importer.device(), held)?;
             let Placement::System(pages) = obj.placement() else {
                 return Err(EINVAL);
             };
@@ -294,6 +295,36 @@ impl<'a> View<'a> {
         if let Some(mapping) = unkept {
             end(obj, migrate::wait_for_accesses(held.resv()), mapping);
         }
+    }
+
+    /// Keeps the object in system memory, for the kernel's own accesses: slots are not side by side.
+    /// It counts as a pin.
+    fn vmap(&self, held: Held<'_>) -> Result<(Arc<Pages>, Range<usize>)> {
+        let obj = self.obj;
+        with_live_gpu(obj, |gpu| {
+            let (strict, kind, pins) = {
+                let state = obj.state.lock();
+                if !state.has_flag(uapi::P2PGPU_PEER_EXPORTABLE) {
+                    drop(state);
+                    return Err(refuse(obj, Reason::NotFlagged));
+                }
+                (
+                    state.has_flag(uapi::P2PGPU_PEER_STRICT),
+                    state.placement.kind(),
+                    state.pins,
+                )
+            };
+            if strict && kind == Some(PlacementKind::Vram) {
+                return Err(refuse(obj, Reason::NoRoute));
+            }
+            let pins = pins.checked_add(1).ok_or(ENOSPC)?;
+            fall_back(obj, gpu, gpu.dev(), held)?;
+            let Placement::System(pages) = obj.placement() else {
+                return Err(EINVAL);
+            };
+            obj.state.lock().pins = pins;
+            Ok((pages, self.pages.clone()))
+        })
     }
 
     fn trace<'b>(&'b self, importer: &'b device::Device, aperture: bool) -> trace::Mapping<'b> {
@@ -374,8 +405,7 @@ fn pin_slots(gpu: &Gpu<'_>, obj: &Object) -> Result {
 }
 
 /// Undoes one pin.
-fn unpin(obj: &Object, data: &Attachment) {
-    data.pins.fetch_sub(1, Relaxed);
+fn unpin(obj: &Object) {
     let (pinned, lost, owner) = {
         let mut state = obj.state.lock();
         let (pinned, promised) = (state.is_pinned_in_vram(), state.is_promised());
@@ -422,7 +452,16 @@ macro_rules! exporter {
             }
 
             fn unpin(source: &$source, data: &Attachment, _held: Held<'_>) {
-                unpin(($obj)(source), data);
+                data.pins.fetch_sub(1, Relaxed);
+                unpin(($obj)(source));
+            }
+
+            fn vmap(source: &$source, held: Held<'_>) -> Result<(Arc<Pages>, Range<usize>)> {
+                ($view)(source).vmap(held)
+            }
+
+            fn vunmap(source: &$source, _held: Held<'_>) {
+                unpin(($obj)(source));
             }
 
             fn map<'a>(

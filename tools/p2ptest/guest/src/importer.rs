@@ -330,6 +330,67 @@ impl Importer {
         Ok(samples)
     }
 
+    /// `VMAP`: the kernel's CPU can reach the buffer.
+    pub fn __vmap(&self) -> Result<(), Errno> {
+        self.__plain(P2P_IMPORTER_IOCTL_VMAP)
+    }
+
+    /// `VMAP`.
+    #[track_caller]
+    pub fn vmap(&self) {
+        must(self.__vmap(), format_args!("VMAP"));
+    }
+
+    /// `VUNMAP`.
+    pub fn __vunmap(&self) -> Result<(), Errno> {
+        self.__plain(P2P_IMPORTER_IOCTL_VUNMAP)
+    }
+
+    /// `VUNMAP`.
+    #[track_caller]
+    pub fn vunmap(&self) {
+        must(self.__vunmap(), format_args!("VUNMAP"));
+    }
+
+    /// `VREAD` of as many bytes as `to` has.
+    pub fn __vread(&self, offset: u64, to: &mut [u8]) -> Result<(), Errno> {
+        let mut arg = p2p_importer_access {
+            offset,
+            size: to.len() as u64,
+            data: to.as_mut_ptr() as u64,
+        };
+        // SAFETY: the structure is the one that the request is for, and its bytes are there.
+        unsafe { self.__ioctl_raw(P2P_IMPORTER_IOCTL_VREAD, (&raw mut arg).cast()) }
+    }
+
+    /// `VREAD` of `size` bytes.
+    #[track_caller]
+    pub fn vread(&self, offset: u64, size: usize) -> Vec<u8> {
+        let mut bytes = vec![0; size];
+        must(
+            self.__vread(offset, &mut bytes),
+            format_args!("VREAD {offset}"),
+        );
+        bytes
+    }
+
+    /// `VWRITE`.
+    pub fn __vwrite(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
+        let mut arg = p2p_importer_access {
+            offset,
+            size: from.len() as u64,
+            data: from.as_ptr() as u64,
+        };
+        // SAFETY: the structure is the one that the request is for, and its bytes are there.
+        unsafe { self.__ioctl_raw(P2P_IMPORTER_IOCTL_VWRITE, (&raw mut arg).cast()) }
+    }
+
+    /// `VWRITE`.
+    #[track_caller]
+    pub fn vwrite(&self, offset: u64, from: &[u8]) {
+        must(self.__vwrite(offset, from), format_args!("VWRITE {offset}"));
+    }
+
     /// `INFO`.
     pub fn __info(&self) -> Result<p2p_importer_info, Errno> {
         let mut arg = p2p_importer_info::default();

@@ -118,6 +118,16 @@ mod tests {
             (P2P_IMPORTER_IOCTL_CYCLE, size_of::<p2p_importer_cycle>(), 8),
             (P2P_IMPORTER_IOCTL_INFO, size_of::<p2p_importer_info>(), 48),
             (P2P_IMPORTER_IOCTL_TIME, size_of::<p2p_importer_time>(), 16),
+            (
+                P2P_IMPORTER_IOCTL_VREAD,
+                size_of::<p2p_importer_access>(),
+                24,
+            ),
+            (
+                P2P_IMPORTER_IOCTL_VWRITE,
+                size_of::<p2p_importer_access>(),
+                24,
+            ),
         ];
         for (request, size, fixed) in table {
             assert_eq!(size, fixed, "ioctl {request:#x}: size of its structure");

@@ -4,6 +4,7 @@
 
 mod kinds;
 mod rules;
+mod vmap;
 
 use p2pguest::drm::PciAddress;
 use p2pguest::gpu::Placement;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 
 use kinds::*;
 use rules::*;
+use vmap::*;
 
 const SUBTESTS: &[Subtest] = subtests![
     /// Rule 1: pin and unpin come together, and go with their importer.
@@ -85,8 +87,24 @@ const SUBTESTS: &[Subtest] = subtests![
     all_kinds_at_once,
     /// Mapping and unmapping ten thousand times leaves no memory behind.
     unmap_frees_the_scatterlist,
+    /// The kernel's CPU reads and writes an object that is exported, which stays in system memory.
+    vmap_reads_and_writes,
+    /// Mappings of one dma-buf are one, and each dma-buf of an object keeps it in place.
+    vmaps_of_several,
+    /// Peers are told when the kernel maps, and get system memory until it no longer does.
+    vmap_takes_from_peers,
+    /// A mapping of a strict object is refused with EXDEV, of one that is not flagged with EPERM.
+    vmap_refusals,
+    /// A mapping of what is pinned in VRAM is refused with EBUSY.
+    vmap_of_pinned,
+    /// The object can be moved when who mapped it has gone.
+    vmap_ends_with_its_importer,
+    /// A mapping can be read when the handle is closed, and when the device is gone.
+    vmap_outlives_handle_and_device,
     /// The test importer refuses malformed requests.
     bad_requests,
+    /// The same for those of the kernel's mapping.
+    bad_vmap_requests,
 ];
 
 fn main() -> ExitCode {
