@@ -79,20 +79,35 @@ struct drm_p2pgpu_getparam {
 /* Where the exporter has them: only GEM_INFO says so. */
 #define P2PGPU_PLACEMENT_IMPORTED	2
 
+/*
+ * When VRAM is short the object may be evicted, to system memory: the one that
+ * was not used for the longest time first. It comes back by itself when it is
+ * used: by the engine, or by a peer that maps it. CPUs use it where it is.
+ *
+ * An object that importers pin, or that is flagged P2PGPU_PEER_RESERVE or
+ * P2PGPU_PEER_STRICT, is not evicted. Importers are invalidated as by GEM_MOVE,
+ * which also ends an eviction: the object is then where it was moved to.
+ */
+#define P2PGPU_CREATE_EVICTABLE		(1 << 0)
+
 /**
  * struct drm_p2pgpu_gem_create - create an object, filled with zeros
  *
- * EINVAL: size is 0 or not a multiple of the slot size, unknown placement.
- * E2BIG: size is more than VRAM can ever hold (4 GiB for a system object).
- * ENOSPC: not enough free VRAM, or more than the cgroup may have. EIO: the
- * engine did not clear it.
+ * Others that may be evicted make room for an object in VRAM.
+ *
+ * EINVAL: size is 0 or not a multiple of the slot size, unknown placement,
+ * unknown flag, P2PGPU_CREATE_EVICTABLE for a system object. E2BIG: size is more
+ * than VRAM can ever hold (4 GiB for a system object). ENOSPC: not enough VRAM,
+ * also when all others that may be evicted are counted as free, in which case
+ * none is evicted, or more than the cgroup may have. EIO: the engine did not
+ * clear it.
  */
 struct drm_p2pgpu_gem_create {
 	/** @size: in: bytes */
 	__u64 size;
 	/** @placement: in: one of P2PGPU_PLACEMENT_* */
 	__u32 placement;
-	/** @flags: in: 0 */
+	/** @flags: in: any of P2PGPU_CREATE_* */
 	__u32 flags;
 	/** @handle: out */
 	__u32 handle;
@@ -190,8 +205,8 @@ struct drm_p2pgpu_gem_info {
 	__u32 pins;
 	/** @promised_slots: out: slots promised to the object */
 	__u32 promised_slots;
-	/** @reserved: out: 0 */
-	__u32 reserved;
+	/** @evictions: out: times that the object was evicted from VRAM */
+	__u32 evictions;
 	/** @invalidations: out: times that importers had a mapping taken back */
 	__u64 invalidations;
 	/** @peer_maps: out: mappings given to importers through the aperture */
@@ -289,7 +304,7 @@ struct drm_p2pgpu_peer_query {
  * to where it is does nothing.
  *
  * EBUSY: an importer pins the object, does not let go, or lets go so late that
- * the promises could not be kept. ENOSPC: not enough free VRAM, or more than the
+ * the promises could not be kept. ENOSPC: not enough VRAM, as for GEM_CREATE, or more than the
  * cgroup may have. EINVAL: unknown placement or flag. ENOENT: no such handle.
  * EIO: the copy failed and the object is where it was. EOPNOTSUPP: the object is
  * imported.

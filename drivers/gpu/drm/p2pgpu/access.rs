@@ -12,6 +12,7 @@ use crate::{
         self,
         Extent, //
     },
+    evict,
     gem::{
         Object,
         Placement, //
@@ -231,6 +232,8 @@ pub(crate) fn copy(
     );
     let locks = lock_both(&src, &dst)?;
     let (from, to) = (locks.held(src.resv())?, locks.held(dst.resv())?);
+    evict::bring_back(src.obj, gpu, from);
+    evict::bring_back(dst.obj, gpu, to);
     let (src_place, dst_place) = (src.obj.placement(), dst.obj.placement());
 
     let mut tries = MAP_TRIES;
@@ -274,6 +277,7 @@ pub(crate) fn checksum(
 ) -> Result<[u8; engine::DIGEST_SIZE]> {
     let side = Side::new((obj, range), Purpose::Read);
     let guard = side.lock()?;
+    evict::bring_back(obj, gpu, guard.held());
     let placement = obj.placement();
     let view = View::new(gpu, &placement, guard.held(), side.purpose)?;
     view.reserve_work()?;

@@ -7,6 +7,7 @@ use crate::{
     aperture::Aperture,
     cgroup::Regions,
     debugfs::DebugFiles,
+    evict::Evictables,
     file::File,
     gem::{
         self,
@@ -117,6 +118,9 @@ pub(crate) struct DrmData {
     pub(crate) grace: Grace,
     /// How long the device may take for its answers.
     pub(crate) patience: Arc<Patience>,
+    /// Objects that may leave VRAM.
+    #[pin]
+    pub(crate) evictables: Evictables,
     /// Held while slots for a promise are found.
     #[pin]
     pub(crate) promising: Mutex<()>,
@@ -456,6 +460,7 @@ impl pci::Driver for P2pGpu {
             policy <- new_mutex!(Policy::new(), "p2pgpu::driver::policy"),
             grace: Grace::new(),
             patience: shared_patience,
+            evictables <- Evictables::new(),
             promising <- new_mutex!((), "p2pgpu::driver::promising"),
             door: Atomic::new(DrmData::OPEN),
             attached: KBox::pin_init(

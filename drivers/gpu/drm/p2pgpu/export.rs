@@ -14,6 +14,7 @@ use crate::{
     },
     cgroup,
     driver::Gpu,
+    evict,
     gem::{
         self,
         Bo,
@@ -218,6 +219,9 @@ impl<'a> View<'a> {
             let count = pins.checked_add(1).ok_or(ENOSPC)?;
             // It is to be where all who are attached can use it, unless others hold it there.
             let shared = pins == 0 && !strict && obj.importers.lock().without_slots != 0;
+            if pins == 0 && !shared && is_peer(gpu, importer) {
+                evict::bring_back(obj, gpu, held);
+            }
             if shared || !is_peer(gpu, importer) {
                 // The core takes EBUSY for a bug of ours.
                 fall_back(obj, gpu, importer.device(), held).map_err(busy_is_no_space)?;
@@ -247,6 +251,9 @@ impl<'a> View<'a> {
             let reads_only = obj.state.lock().has_flag(uapi::P2PGPU_PEER_READ_ONLY);
             if reads_only && !matches!(dir, DataDirection::ToDevice) {
                 return Err(refuse(obj, Reason::ReadOnly));
+            }
+            if is_peer(gpu, importer) {
+                evict::bring_back(obj, gpu, held);
             }
             match obj.placement() {
                 Placement::Vram(vram) if is_peer(gpu, importer) => {

@@ -9,6 +9,7 @@ use crate::{
         DrmDriver,
         Gpu, //
     },
+    evict,
     export,
     fdinfo,
     gem::{
@@ -95,8 +96,12 @@ impl File {
         args: &mut uapi::drm_p2pgpu_gem_create,
         file: &DrmFile,
     ) -> Result<u32> {
-        must_be_zero(args.flags | args.pad)?;
+        must_be_zero(args.flags & !uapi::P2PGPU_CREATE_EVICTABLE | args.pad)?;
         let kind = PlacementKind::try_from(args.placement)?;
+        let evictable = args.flags & uapi::P2PGPU_CREATE_EVICTABLE != 0;
+        if evictable && kind != PlacementKind::Vram {
+            return Err(EINVAL);
+        }
         let largest = match kind {
             PlacementKind::Vram => dev.vram.size(),
             PlacementKind::System => 4 * u64::SZ_1G,
@@ -111,6 +116,9 @@ impl File {
         let size = usize::try_from(args.size)?;
         let placement = Placement::alloc_zeroed(dev, gpu, kind, size)?;
         let obj = Object::new(dev, size, placement)?;
+        if evictable {
+            evict::allow(&obj)?;
+        }
         args.handle = obj.create_handle(file)?;
         Ok(0)
     }
@@ -151,7 +159,7 @@ impl File {
             importers,
             pins: state.pins,
             promised_slots: peer::promised_slots(&obj, &state)?,
-            reserved: 0,
+            evictions: state.eviction.count,
             invalidations: state.invalidations,
             peer_maps: state.peer_maps,
             system_maps: state.system_maps,
@@ -196,6 +204,7 @@ impl File {
         let obj = gem::lookup_own(file, args.handle)?;
         let guard = obj.resv().lock_interruptible()?;
         migrate::migrate(&obj, gpu, guard.held(), kind)?;
+        evict::stay(&obj);
         Ok(0)
     }
 

@@ -8,13 +8,16 @@ use crate::{
         Names,
         NotShown, //
     },
-    cgroup,
     driver::{
         DrmDevice,
         DrmDriver,
         Gpu, //
     },
     engine,
+    evict::{
+        self,
+        Eviction, //
+    },
     export::Mapping,
     import::{
         self,
@@ -63,6 +66,7 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::Atomic,
         Arc,
         Mutex, //
     },
@@ -116,7 +120,7 @@ impl From<PlacementKind> for u32 {
 
 impl Placement {
     /// Allocates `size` bytes, not 0, for `obj` or for an object that is to be made; what is in VRAM
-    /// is not cleared, and charged to the cgroup of the current task.
+    /// is not cleared, and charged to the cgroup of the current task. If need be others leave VRAM.
     pub(crate) fn alloc(
         dev: &DrmDevice,
         gpu: &Gpu<'_>,
@@ -124,12 +128,12 @@ impl Placement {
         kind: PlacementKind,
         size: usize,
     ) -> Result<Self> {
-        let count = size >> SLOT_SHIFT;
         Ok(match kind {
-            PlacementKind::System => Self::System(Arc::new(Pages::zeroed(count)?, GFP_KERNEL)?),
+            PlacementKind::System => {
+                Self::System(Arc::new(Pages::zeroed(size >> SLOT_SHIFT)?, GFP_KERNEL)?)
+            }
             PlacementKind::Vram => {
-                let charge = cgroup::charge_vram(dev, gpu, obj, size)?;
-                Self::Vram(Arc::new(dev.vram.alloc(count, charge)?, GFP_KERNEL)?)
+                Self::Vram(Arc::new(evict::alloc(dev, gpu, obj, size)?, GFP_KERNEL)?)
             }
         })
     }
@@ -188,6 +192,8 @@ pub(crate) struct State {
     pub(crate) fall_backs: u64,
     /// Times that an importer was refused.
     pub(crate) refusals: u64,
+    /// Whether it may leave VRAM, and has.
+    pub(crate) eviction: Eviction,
 }
 
 impl State {
@@ -314,6 +320,8 @@ pub(crate) struct Bo {
     pub(crate) state: Mutex<State>,
     #[pin]
     pub(crate) importers: Mutex<Importers>,
+    /// Orders the objects of a device by their last use.
+    pub(crate) last_use: Atomic<u64>,
 }
 
 impl Bo {
@@ -363,8 +371,10 @@ impl gem::DriverObject for Bo {
                 system_maps: 0,
                 fall_backs: 0,
                 refusals: 0,
+                eviction: Eviction::default(),
             }, "p2pgpu::gem::state"),
             importers <- new_mutex!(Importers::default(), "p2pgpu::gem::importers"),
+            last_use: Atomic::new(0),
         }? Error)
         .pin_chain(|_| {
             // An object without memory is none: `free` is not called for it.
@@ -389,6 +399,7 @@ impl managed::Backing for Bo {
                 Placement::Imported(_) => Err(EINVAL),
                 Placement::Vram(vram) => {
                     dev.activity.cpu_faults.up();
+                    evict::used(obj);
                     let pages = named(obj, &vram)?;
                     let mut victims = Victims::new(obj, Some(guard.held()), Patience::Grace);
                     dev.registration_data_with(|gpu| loop {
@@ -436,6 +447,7 @@ impl managed::Backing for Bo {
     }
 
     fn free(obj: &Object) {
+        evict::forget(obj);
         let reserved = obj.state.lock().has_flag(uapi::P2PGPU_PEER_RESERVE);
         // Nobody pins it any more.
         if reserved {

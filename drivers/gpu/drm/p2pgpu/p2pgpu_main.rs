@@ -6,16 +6,17 @@
 //!   device; importers that do not let go.
 //! - [`regs`], [`ring`], [`engine`]: the hardware, from registers to copies.
 //! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
-//! - [`gem`], [`migrate`], [`access`]: objects, and what the engine does with them.
+//! - [`gem`], [`migrate`], [`evict`], [`access`]: objects, and what the engine does with them.
 //! - [`export`], [`peer`], [`import`]: who reaches them, and whose they reach.
 //! - [`pressure`], [`limits`], [`cgroup`], [`policy`], [`refusal`]: who must let go, and who is refused.
 //! - [`file`], [`fdinfo`], [`debugfs`], [`census`], [`activity`], [`trace`]: what userspace sees.
 //!
 //! # Lock order
 //!
-//! `mmap_lock`, then the reservation lock of one object, then the lock of promises, then the list of
-//! attached objects, then the state of an object, then the aperture, then the submission lock of a
-//! ring, then the ring's pending fences (interrupts off).
+//! `mmap_lock`, then the reservation lock of one object, then the lock of who makes room in VRAM,
+//! then the lock of promises, then the list of attached objects or that of those that may leave
+//! VRAM, then the state of an object, then the aperture, then the submission lock of a ring, then
+//! the ring's pending fences (interrupts off).
 
 mod access;
 mod activity;
@@ -25,6 +26,7 @@ mod cgroup;
 mod debugfs;
 mod driver;
 mod engine;
+mod evict;
 mod export;
 mod fdinfo;
 mod file;

@@ -186,9 +186,28 @@ impl Gpu {
 
     /// `GEM_CREATE`.
     pub fn __create(&self, size: u64, placement: Placement) -> Result<Bo<'_>, Errno> {
+        self.__create_with(size, placement, 0)
+    }
+
+    /// `GEM_CREATE` of an object in VRAM that may be evicted.
+    pub fn __create_evictable(&self, size: u64) -> Result<Bo<'_>, Errno> {
+        self.__create_with(size, Placement::Vram, P2PGPU_CREATE_EVICTABLE)
+    }
+
+    /// `GEM_CREATE` of an object in VRAM that may be evicted.
+    #[track_caller]
+    pub fn create_evictable(&self, size: u64) -> Bo<'_> {
+        must(
+            self.__create_evictable(size),
+            format_args!("GEM_CREATE {size:#x}, evictable"),
+        )
+    }
+
+    fn __create_with(&self, size: u64, placement: Placement, flags: u32) -> Result<Bo<'_>, Errno> {
         let mut arg = drm_p2pgpu_gem_create {
             size,
             placement: placement as u32,
+            flags,
             ..Default::default()
         };
         self.__ioctl(&mut arg)?;

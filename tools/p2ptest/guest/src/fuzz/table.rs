@@ -171,6 +171,9 @@ use Kind::{
 };
 use Name::{Buffer, Handle, Key, Pair, Place};
 
+/// The flags of a new object, and an unknown one.
+const CREATE_FLAGS: u32 = P2PGPU_CREATE_EVICTABLE | 1 << 1;
+
 const PLACEMENTS: &[u32] = &[P2PGPU_PLACEMENT_SYSTEM, P2PGPU_PLACEMENT_VRAM];
 const PEER_FLAGS: u32 =
     P2PGPU_PEER_EXPORTABLE | P2PGPU_PEER_RESERVE | P2PGPU_PEER_STRICT | P2PGPU_PEER_READ_ONLY;
@@ -187,14 +190,14 @@ pub const CALLS: &[Call] = &[
         param: Usually(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), value: Out,
     } errors EINVAL; ranges),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_CREATE(drm_p2pgpu_gem_create) {
-        size: Size, placement: OneOf(PLACEMENTS), flags: Zero, handle: Made(Handle), pad: Zero,
+        size: Size, placement: OneOf(PLACEMENTS), flags: Flags(CREATE_FLAGS), handle: Made(Handle), pad: Zero,
     } errors EINVAL E2BIG ENOSPC; ranges),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_MMAP_OFFSET(drm_p2pgpu_gem_mmap_offset) {
         handle: Of(Handle), pad: Zero, offset: Made(Place),
     } errors EINVAL ENOENT; ranges),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_INFO(drm_p2pgpu_gem_info) {
         handle: Of(Handle), pad: Zero, size: Out, placement: Out, peer_flags: Out, slots: Out,
-        peer_slots: Out, importers: Out, pins: Out, promised_slots: Out, reserved: Out,
+        peer_slots: Out, importers: Out, pins: Out, promised_slots: Out, evictions: Out,
         invalidations: Out, peer_maps: Out, system_maps: Out, fall_backs: Out, refusals: Out,
     } errors EINVAL ENOENT; ranges),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_SET_PEER(drm_p2pgpu_gem_set_peer) {

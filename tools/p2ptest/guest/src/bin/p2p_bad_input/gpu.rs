@@ -77,7 +77,11 @@ pub fn bad_create_fields() {
             placement: u32::MAX,
             ..good
         },
-        drm_p2pgpu_gem_create { flags: 1, ..good },
+        drm_p2pgpu_gem_create { flags: 2, ..good },
+        drm_p2pgpu_gem_create {
+            flags: P2PGPU_CREATE_EVICTABLE,
+            ..create(4096, Placement::System)
+        },
         drm_p2pgpu_gem_create {
             flags: 1 << 31,
             ..good

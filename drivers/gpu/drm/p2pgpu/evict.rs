@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! VRAM as a cache: objects that may leave it make room for others, and come back when they are
+//! used.
+//!
+//! Who asks for VRAM that is not free has the coldest objects moved to system memory, by the time
+//! of their last use. An object may leave if its creator said so, and only while nobody relies on
+//! its being in VRAM: not if importers pin it, slots are promised to it, or it is strict. Importers
+//! are told as at any move.
+//!
+//! One at a time makes room: two could take each other's. Who needs the room may hold the
+//! reservation lock of an object; those of the objects that leave are only tried.
+
+use crate::{
+    cgroup,
+    driver::{
+        DrmDevice,
+        Gpu, //
+    },
+    gem::{
+        Object,
+        PlacementKind,
+        State, //
+    },
+    migrate,
+    pressure::CONTENTION,
+    regs::SLOT_SHIFT,
+    vram::VramPages, //
+};
+use kernel::{
+    dma_buf::resv::Held,
+    drm::gem::BaseObject,
+    new_mutex,
+    prelude::*,
+    rbtree::RBTree,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Mutex, //
+    },
+    time::delay::fsleep,
+    uapi, //
+};
+
+/// Times that who needs room waits for objects that others have locked.
+const ROUNDS: usize = 100;
+
+/// The objects of a device that may leave VRAM.
+#[pin_data]
+pub(crate) struct Evictables {
+    /// By their mmap offsets: a reference would keep them from being freed.
+    offsets: Pin<KBox<Mutex<RBTree<u64, ()>>>>,
+    /// Held while room is made.
+    #[pin]
+    making_room: Mutex<()>,
+    /// Uses of objects so far.
+    uses: Atomic<u64>,
+}
+
+impl Evictables {
+    pub(crate) fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            offsets: KBox::pin_init(
+                new_mutex!(RBTree::new(), "p2pgpu::evict::offsets"),
+                GFP_KERNEL,
+            )?,
+            making_room <- new_mutex!((), "p2pgpu::evict::making_room"),
+            uses: Atomic::new(0),
+        }? Error)
+    }
+
+    /// The offsets of this moment.
+    fn offsets(&self) -> Result<KVVec<u64>> {
+        let mut copy = KVVec::new();
+        for &offset in self.offsets.lock().keys() {
+            copy.push(offset, GFP_KERNEL)?;
+        }
+        Ok(copy)
+    }
+}
+
+/// What an object remembers of its being evicted.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Eviction {
+    /// It may leave VRAM.
+    allowed: bool,
+    /// It has left, and comes back when it is used.
+    is_away: bool,
+    /// Times that it has left.
+    pub(crate) count: u32,
+}
+
+/// Lets a new object leave VRAM.
+pub(crate) fn allow(obj: &Object) -> Result {
+    let offset = obj.create_mmap_offset()?;
+    let mut offsets = obj.dev().evictables.offsets.lock();
+    offsets.try_create_and_insert(offset, (), GFP_KERNEL)?;
+    drop(offsets);
+    obj.state.lock().eviction.allowed = true;
+    used(obj);
+    Ok(())
+}
+
+/// The object is being freed.
+pub(crate) fn forget(obj: &Object) {
+    if !obj.state.lock().eviction.allowed {
+        return;
+    }
+    if let Ok(offset) = obj.create_mmap_offset() {
+        obj.dev().evictables.offsets.lock().remove(&offset);
+    }
+}
+
+/// The object is where somebody wants it to be.
+pub(crate) fn stay(obj: &Object) {
+    obj.state.lock().eviction.is_away = false;
+}
+
+/// Remembers that the object is being used.
+pub(crate) fn used(obj: &Object) {
+    let uses = &obj.dev().evictables.uses;
+    let turn = uses.fetch_add(1, Relaxed).saturating_add(1);
+    obj.last_use.store(turn, Relaxed);
+}
+
+/// Has an object that is about to be used come back to VRAM. Without room there it is used where it
+/// is. Under its reservation lock.
+pub(crate) fn bring_back(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>) {
+    used(obj);
+    if !obj.state.lock().eviction.is_away {
+        return;
+    }
+    if migrate::migrate(obj, gpu, held, PlacementKind::Vram).is_ok() {
+        stay(obj);
+    }
+}
+
+/// Pages of VRAM for `obj`, whose reservation lock is held, or for an object that is to be made.
+/// They hold what was there before.
+///
+/// `ENOSPC`: there are too few, also if all that may leave did, or the cgroup may not have them.
+/// `EINTR`: a signal arrived.
+pub(crate) fn alloc(
+    dev: &DrmDevice,
+    gpu: &Gpu<'_>,
+    obj: Option<&Object>,
+    size: usize,
+) -> Result<VramPages> {
+    // `None`: it is not free.
+    let take = || {
+        let charge = cgroup::charge_vram(dev, gpu, obj, size)?;
+        match dev.vram.alloc(size >> SLOT_SHIFT, charge) {
+            Err(ENOSPC) => Ok(None),
+            allocated => allocated.map(Some),
+        }
+    };
+    if let Some(pages) = take()? {
+        return Ok(pages);
+    }
+
+    let _making_room = dev.evictables.making_room.lock();
+    for _ in 0..ROUNDS {
+        let candidates = candidates(dev)?;
+        let most = candidates
+            .values()
+            .fold(dev.vram.free(), |most, &bytes| most.saturating_add(bytes));
+        if most < u64::try_from(size)? {
+            break;
+        }
+        let mut contended = false;
+        for candidate in candidates.keys() {
+            if let Some(pages) = take()? {
+                return Ok(pages);
+            }
+            if kernel::current!().signal_pending() {
+                return Err(EINTR);
+            }
+            contended |= evict(dev, gpu, candidate.offset) == Left::Locked;
+        }
+        if let Some(pages) = take()? {
+            return Ok(pages);
+        }
+        // Who holds a lock and needs room itself cannot wait for the locks of others.
+        if !contended || obj.is_some() {
+            break;
+        }
+        fsleep(CONTENTION);
+    }
+    Err(ENOSPC)
+}
+
+/// An object that can leave VRAM now. Those that were not used for longer come first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    last_use: u64,
+    offset: u64,
+}
+
+/// The objects that can leave, with their sizes in bytes.
+fn candidates(dev: &DrmDevice) -> Result<RBTree<Candidate, u64>> {
+    let mut found = RBTree::new();
+    // Not under the lock of the offsets: the last reference may be ours.
+    for &offset in &dev.evictables.offsets()? {
+        let Some(obj) = Object::at_offset(dev, offset) else {
+            continue;
+        };
+        if can_leave(&obj.state.lock()) {
+            let candidate = Candidate {
+                last_use: obj.last_use.load(Relaxed),
+                offset,
+            };
+            found.try_create_and_insert(candidate, u64::try_from(obj.size())?, GFP_KERNEL)?;
+        }
+    }
+    Ok(found)
+}
+
+fn can_leave(state: &State) -> bool {
+    state.eviction.allowed
+        && state.placement.kind() == Some(PlacementKind::Vram)
+        && state.pins == 0
+        && !state.is_promised()
+        && !state.has_flag(uapi::P2PGPU_PEER_STRICT)
+}
+
+/// What came of asking an object to leave.
+#[derive(PartialEq, Eq)]
+enum Left {
+    Yes,
+    /// Somebody uses it.
+    Locked,
+    No,
+}
+
+fn evict(dev: &DrmDevice, gpu: &Gpu<'_>, offset: u64) -> Left {
+    let Some(obj) = Object::at_offset(dev, offset) else {
+        return Left::Yes;
+    };
+    let Some(guard) = obj.resv().try_lock() else {
+        return Left::Locked;
+    };
+    if !can_leave(&obj.state.lock()) {
+        return Left::No;
+    }
+    // One that cannot leave just yields nothing: the next one is asked.
+    if migrate::migrate(&obj, gpu, guard.held(), PlacementKind::System).is_err() {
+        return Left::No;
+    }
+    let eviction = &mut obj.state.lock().eviction;
+    eviction.is_away = true;
+    eviction.count = eviction.count.saturating_add(1);
+    Left::Yes
+}
