@@ -30,10 +30,14 @@ use core::{
 };
 
 mod callback;
+mod queue;
 
-pub use self::callback::{
-    Callback,
-    Listener, //
+pub use self::{
+    callback::{
+        Callback,
+        Listener, //
+    },
+    queue::SignalQueue, //
 };
 
 /// A `struct dma_fence`.

@@ -16,10 +16,14 @@ use crate::{
     },
     prelude::*,
     scatterlist::SGTable,
-    sync::aref::ARef,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
 };
 use core::{
     ffi::c_void,
+    marker::PhantomData,
     ops::Range,
     ptr::{
         self,
@@ -150,6 +154,31 @@ impl Pages {
         })?;
         table.state = TableState::Mapped;
         Ok(table)
+    }
+}
+
+/// Shared [`Pages`] mapped for DMA: for work that goes on when whoever began it has returned.
+pub struct SharedMapping<'a> {
+    table: KBox<PageTable>,
+    _pages: Arc<Pages>,
+    // The driver stays bound.
+    _dev: PhantomData<&'a Device<Bound>>,
+}
+
+impl<'a> SharedMapping<'a> {
+    /// Maps all of `pages` for DMA by `dev`, for as long as the value lives.
+    pub fn new(pages: Arc<Pages>, dev: &'a Device<Bound>, dir: DataDirection) -> Result<Self> {
+        Ok(Self {
+            table: pages.map_table(dev, 0..pages.count(), dir)?,
+            _pages: pages,
+            _dev: PhantomData,
+        })
+    }
+
+    /// The DMA addresses.
+    pub fn table(&self) -> &SGTable {
+        // SAFETY: The table is valid and not changed while `self` lives.
+        unsafe { SGTable::from_raw(ptr::from_ref(&self.table.sgt).cast_mut()) }
     }
 }
 
