@@ -139,6 +139,26 @@ TRACE_EVENT(p2pgpu_pressure,
 		  __get_str(dev), __entry->object, __entry->victim)
 );
 
+TRACE_EVENT(p2pgpu_submit,
+	TP_PROTO(const char *dev, u64 context, u32 commands, u32 waits),
+	TP_ARGS(dev, context, commands, waits),
+	TP_STRUCT__entry(
+		__string(dev, dev)
+		__field(u64, context)
+		__field(u32, commands)
+		__field(u32, waits)
+	),
+	TP_fast_assign(
+		__assign_str(dev);
+		__entry->context = context;
+		__entry->commands = commands;
+		__entry->waits = waits;
+	),
+	TP_printk("dev=%s context=%llu commands=%u waits=%u",
+		  __get_str(dev), __entry->context, __entry->commands,
+		  __entry->waits)
+);
+
 #endif /* _TRACE_P2PGPU_H */
 
 /* This part must be outside protection */

@@ -60,6 +60,14 @@ extern "C" {
 #define P2PGPU_PARAM_SLOTS_LENT		8
 /* Slots whose page is gone, but which a peer has not unmapped yet. */
 #define P2PGPU_PARAM_SLOTS_DRAINING	9
+/* Most contexts of an open file. */
+#define P2PGPU_PARAM_CONTEXTS_MAX	10
+/* Most jobs of a context that have not ended. */
+#define P2PGPU_PARAM_JOBS_MAX		11
+/* Most operations of a job. */
+#define P2PGPU_PARAM_OPS_MAX		12
+/* Most synchronization objects that a job waits for, and that it signals. */
+#define P2PGPU_PARAM_SYNCS_MAX		13
 
 /**
  * struct drm_p2pgpu_getparam - read a property of the device
@@ -405,6 +413,158 @@ struct drm_p2pgpu_gem_export_range {
 	__u32 pad;
 };
 
+/**
+ * struct drm_p2pgpu_context_create - make a queue for jobs
+ *
+ * The jobs of one context run in their order, those of several contexts in
+ * turn. Contexts go with their file; jobs that are queued run all the same.
+ *
+ * EINVAL: unknown flag. ENOSPC: the file, or the device, has as many as it can
+ * have.
+ */
+struct drm_p2pgpu_context_create {
+	/** @flags: in: 0 */
+	__u32 flags;
+	/** @id: out: names the context in this file, not 0 */
+	__u32 id;
+};
+
+/**
+ * struct drm_p2pgpu_context_destroy - give up a context
+ *
+ * Jobs that are queued run all the same.
+ *
+ * ENOENT: no such context. EINVAL: pad is not 0.
+ */
+struct drm_p2pgpu_context_destroy {
+	/** @id: in */
+	__u32 id;
+	/** @pad: 0 */
+	__u32 pad;
+};
+
+/* The context takes jobs. */
+#define P2PGPU_CONTEXT_OK		0
+/* It is lost: a job did not end in time (sysfs: job_timeout_ms). */
+#define P2PGPU_CONTEXT_TIMEOUT		1
+/* It is lost: the engine reported an error. */
+#define P2PGPU_CONTEXT_ERROR		2
+
+/**
+ * struct drm_p2pgpu_context_query - the state of a context
+ *
+ * ENOENT: no such context. EINVAL: pad is not 0.
+ */
+struct drm_p2pgpu_context_query {
+	/** @id: in */
+	__u32 id;
+	/** @pad: 0 */
+	__u32 pad;
+	/** @state: out: one of P2PGPU_CONTEXT_* */
+	__u32 state;
+	/** @jobs: out: those that have not ended */
+	__u32 jobs;
+	/** @engine_ns: out: time that the engine spent on its jobs */
+	__u64 engine_ns;
+};
+
+/* Copies @size bytes of the source to the destination. */
+#define P2PGPU_OP_COPY			1
+/* Stores @value, 32 bits, over @size bytes of the destination. */
+#define P2PGPU_OP_FILL			2
+/*
+ * Writes the SHA-256 of @size bytes of the source to the 32 bytes at
+ * @dst_offset of the destination.
+ */
+#define P2PGPU_OP_CHECKSUM		3
+/* Adds numbers of 32 bits, modulo 2^32, to those of the destination. */
+#define P2PGPU_OP_ADD_U32		4
+/* Adds numbers of IEEE 754 binary32 to those of the destination. */
+#define P2PGPU_OP_ADD_F32		5
+
+/**
+ * struct drm_p2pgpu_op - an operation of a job
+ *
+ * The ranges of a copy or of an addition do not overlap. Offsets and sizes of
+ * FILL and ADD are multiples of 4. What an operation does not use is 0.
+ */
+struct drm_p2pgpu_op {
+	/** @op: one of P2PGPU_OP_* */
+	__u32 op;
+	/** @value: of FILL */
+	__u32 value;
+	/** @src_handle: the source; not of FILL */
+	__u32 src_handle;
+	/** @dst_handle: the destination */
+	__u32 dst_handle;
+	/** @src_offset: bytes; not of FILL */
+	__u64 src_offset;
+	/** @dst_offset: bytes */
+	__u64 dst_offset;
+	/** @size: bytes */
+	__u64 size;
+};
+
+/**
+ * struct drm_p2pgpu_sync - a place of a synchronization object
+ */
+struct drm_p2pgpu_sync {
+	/** @handle: a syncobj of this file */
+	__u32 handle;
+	/** @flags: 0 */
+	__u32 flags;
+	/** @point: of a timeline, or 0: the only one of a binary one */
+	__u64 point;
+};
+
+/**
+ * struct drm_p2pgpu_submit - queue a job for the engine
+ *
+ * Returns when the job is queued. It starts when those before it in its context
+ * have ended, the fences of @in have signalled, well or not, and those who use
+ * the objects and say so by fences have ended: who writes an object that is
+ * read, and all who use one that is written. Its own fence is among those of
+ * the objects, and is put in the places of @out. Operations run in their order,
+ * each after what the one before has written is there.
+ *
+ * A job that fails has a fence with an error: ETIME, it did not end in time
+ * (the engine is reset); EIO, the engine failed; ECANCELED, a job before it in
+ * its context did; ENODEV, the device went. The context is lost then, what is
+ * queued in it fails, and it takes no more jobs (ECANCELED). What a job that
+ * failed has written is undefined. Objects and peers are left as they are, and
+ * jobs of other contexts go on.
+ *
+ * EINVAL: @flags or a padding is not 0, no operation, a number of them or of
+ * syncs above P2PGPU_PARAM_OPS_MAX and P2PGPU_PARAM_SYNCS_MAX, an operation
+ * that is none, a field that it does not use is not 0, a range that is empty,
+ * past the end of its object, unaligned or overlaps the other, or a place of
+ * @in that holds no fence. ENOENT: no such context, object or syncobj.
+ * ECANCELED: the context is lost. EBUSY: it has P2PGPU_PARAM_JOBS_MAX jobs that
+ * have not ended. E2BIG: the ranges lie in more pieces than one command takes
+ * (65536). ENOSPC: an exporter cannot show all ranges at once. Errors of
+ * exporters.
+ */
+struct drm_p2pgpu_submit {
+	/** @context: in */
+	__u32 context;
+	/** @flags: in: 0 */
+	__u32 flags;
+	/** @ops: in: address of struct drm_p2pgpu_op */
+	__u64 ops;
+	/** @in: in: address of struct drm_p2pgpu_sync: what is waited for */
+	__u64 in;
+	/** @out: in: address of struct drm_p2pgpu_sync: what is signalled */
+	__u64 out;
+	/** @op_count: in */
+	__u32 op_count;
+	/** @in_count: in */
+	__u32 in_count;
+	/** @out_count: in */
+	__u32 out_count;
+	/** @pad: 0 */
+	__u32 pad;
+};
+
 #define DRM_P2PGPU_GETPARAM		0x00
 #define DRM_P2PGPU_GEM_CREATE		0x01
 #define DRM_P2PGPU_GEM_MMAP_OFFSET	0x02
@@ -415,6 +575,10 @@ struct drm_p2pgpu_gem_export_range {
 #define DRM_P2PGPU_GEM_COPY		0x07
 #define DRM_P2PGPU_GEM_CHECKSUM		0x08
 #define DRM_P2PGPU_GEM_EXPORT_RANGE	0x09
+#define DRM_P2PGPU_CONTEXT_CREATE	0x0a
+#define DRM_P2PGPU_CONTEXT_DESTROY	0x0b
+#define DRM_P2PGPU_CONTEXT_QUERY	0x0c
+#define DRM_P2PGPU_SUBMIT		0x0d
 
 /* An enum, so that Rust's bindgen evaluates the values. */
 enum {
@@ -438,6 +602,14 @@ enum {
 						 struct drm_p2pgpu_gem_checksum),
 	DRM_IOCTL_P2PGPU_GEM_EXPORT_RANGE = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GEM_EXPORT_RANGE,
 						     struct drm_p2pgpu_gem_export_range),
+	DRM_IOCTL_P2PGPU_CONTEXT_CREATE = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_CONTEXT_CREATE,
+						   struct drm_p2pgpu_context_create),
+	DRM_IOCTL_P2PGPU_CONTEXT_DESTROY = DRM_IOW(DRM_COMMAND_BASE + DRM_P2PGPU_CONTEXT_DESTROY,
+						   struct drm_p2pgpu_context_destroy),
+	DRM_IOCTL_P2PGPU_CONTEXT_QUERY = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_CONTEXT_QUERY,
+						  struct drm_p2pgpu_context_query),
+	DRM_IOCTL_P2PGPU_SUBMIT = DRM_IOW(DRM_COMMAND_BASE + DRM_P2PGPU_SUBMIT,
+					  struct drm_p2pgpu_submit),
 };
 
 #if defined(__cplusplus)

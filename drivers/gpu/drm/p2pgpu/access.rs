@@ -37,6 +37,7 @@ use kernel::{
         }, //
     },
     prelude::*,
+    scatterlist::SGTable,
     time::Jiffies, //
 };
 
@@ -49,7 +50,7 @@ pub(crate) enum Purpose {
 
 impl Purpose {
     /// Those whose fences are waited for.
-    fn waits_for(self) -> Usage {
+    pub(crate) fn waits_for(self) -> Usage {
         match self {
             Self::Read => Usage::Write,
             Self::Write => Usage::Read,
@@ -57,7 +58,7 @@ impl Purpose {
     }
 
     /// What the work's fence tells others.
-    fn usage(self) -> Usage {
+    pub(crate) fn usage(self) -> Usage {
         match self {
             Self::Read => Usage::Read,
             Self::Write => Usage::Write,
@@ -70,6 +71,8 @@ pub(crate) enum View<'a> {
     System(MappedPages<'a>),
     Vram(&'a VramPages),
     Imported(&'a Import, KVVec<Extent>),
+    /// System memory that somebody else keeps mapped.
+    Table(&'a SGTable),
 }
 
 impl<'a> View<'a> {
@@ -94,10 +97,10 @@ impl<'a> View<'a> {
     }
 
     /// Whether the addresses are still those of the object, whose reservation lock is held.
-    fn is_valid(&self) -> bool {
+    pub(crate) fn is_valid(&self) -> bool {
         match self {
             Self::Imported(import, _) => import.is_mapped(),
-            Self::System(_) | Self::Vram(_) => true,
+            Self::System(_) | Self::Vram(_) | Self::Table(_) => true,
         }
     }
 
@@ -106,6 +109,7 @@ impl<'a> View<'a> {
         let (vram, system, imported) = match self {
             Self::Vram(vram) => (Some(vram.extents(range.clone())), None, None),
             Self::System(pages) => (None, Some(pages.table().iter()), None),
+            Self::Table(table) => (None, Some(table.iter()), None),
             Self::Imported(_, list) => (None, None, Some(list.iter().copied())),
         };
         let system = system.into_iter().flatten().map(|entry| Extent {
@@ -117,10 +121,10 @@ impl<'a> View<'a> {
     }
 
     /// Makes room for the fence of work on the bytes.
-    fn reserve_work(&self) -> Result {
+    pub(crate) fn reserve_work(&self) -> Result {
         match self {
             Self::Imported(import, _) => import.reserve_work(),
-            Self::System(_) | Self::Vram(_) => Ok(()),
+            Self::System(_) | Self::Vram(_) | Self::Table(_) => Ok(()),
         }
     }
 

@@ -32,6 +32,10 @@ use crate::{
         Ring,
         RingId, //
     },
+    scheduler::{
+        Kick,
+        Scheduler, //
+    },
     settings::Settings,
     slots::SlotId,
     table::PageTable,
@@ -258,6 +262,9 @@ pub(crate) struct Gpu<'drm> {
     /// Flushes.
     #[pin]
     pub(crate) aperture_ring: Ring<'drm>,
+    // Dropped after the ring, which uses the memory of its jobs.
+    #[pin]
+    pub(crate) scheduler: Scheduler<'drm>,
     pub(crate) table: PageTable,
     pub(crate) provider: Provider<'drm>,
     /// What is charged to cgroups.
@@ -274,6 +281,11 @@ pub(crate) struct Gpu<'drm> {
 impl<'drm> Gpu<'drm> {
     /// The device that does DMA.
     pub(crate) fn dev(&self) -> &device::Device<device::Bound> {
+        self.pdev.as_ref()
+    }
+
+    /// As [`Gpu::dev`], for what is mapped until the device goes.
+    pub(crate) fn bound(&self) -> &'drm device::Device<device::Bound> {
         self.pdev.as_ref()
     }
 
@@ -306,6 +318,7 @@ impl<'drm> Gpu<'drm> {
         vram: u64,
         slots: usize,
         patience: Arc<Patience>,
+        kick: Arc<Kick>,
     ) -> impl PinInit<Self, Error> + use<'drm> {
         pin_init::pin_init_scope(move || {
             let dev: &'drm device::Device<device::Bound> = pdev.as_ref();
@@ -340,6 +353,7 @@ impl<'drm> Gpu<'drm> {
                     aperture,
                     patience,
                 ),
+                scheduler <- Scheduler::new(kick),
                 table,
                 provider: Provider::new(pdev, regs::BAR_APERTURE)?,
                 cgroups: Regions::new(
@@ -470,13 +484,15 @@ impl pci::Driver for P2pGpu {
         }? Error);
         let drm = drm::UnregisteredDevice::<DrmDriver>::new(pdev, data)?;
         let entry = removal::Entry::new(bound, &drm)?;
-        let gpu = Gpu::new(bound, bar, vram_size, slots, patience);
+        let kick = Kick::new()?;
+        let gpu = Gpu::new(bound, bar, vram_size, slots, patience, kick.clone());
         // SAFETY: The registration is a field of the data of the binding, which is dropped at
         // unbind.
         let registration = unsafe { drm::Registration::new(bound.as_ref(), drm, gpu, 0)? };
 
         let dev: &'bound device::Device<device::Bound> = bound.as_ref();
         let drm = || RegisteredRef::new(&registration);
+        kick.connect(drm())?;
         Ok(BoundData {
             _debugfs: DebugFiles::new(bound, drm)?,
             _settings: Settings::new(dev, drm)?,
@@ -487,7 +503,8 @@ impl pci::Driver for P2pGpu {
 
     /// Takes back what importers have, while the hardware still answers.
     fn unbind<'bound>(pdev: &'bound pci::Device<device::Core<'_>>, this: Pin<&Self::Data<'bound>>) {
-        removal::unbind(pdev, this.registration.device());
+        let dev = RegisteredRef::new(&this.registration);
+        removal::unbind(pdev, &dev);
     }
 
     fn reset_prepare<'bound>(
@@ -534,5 +551,9 @@ impl drm::Driver for DrmDriver {
         (P2PGPU_GEM_COPY, drm_p2pgpu_gem_copy, ioctl::RENDER_ALLOW, File::gem_copy),
         (P2PGPU_GEM_CHECKSUM, drm_p2pgpu_gem_checksum, ioctl::RENDER_ALLOW, File::gem_checksum),
         (P2PGPU_GEM_EXPORT_RANGE, drm_p2pgpu_gem_export_range, ioctl::RENDER_ALLOW, File::gem_export_range),
+        (P2PGPU_CONTEXT_CREATE, drm_p2pgpu_context_create, ioctl::RENDER_ALLOW, File::context_create),
+        (P2PGPU_CONTEXT_DESTROY, drm_p2pgpu_context_destroy, ioctl::RENDER_ALLOW, File::context_destroy),
+        (P2PGPU_CONTEXT_QUERY, drm_p2pgpu_context_query, ioctl::RENDER_ALLOW, File::context_query),
+        (P2PGPU_SUBMIT, drm_p2pgpu_submit, ioctl::RENDER_ALLOW, File::submit),
     }
 }

@@ -88,7 +88,7 @@ impl<'a> Lists<'a> {
 }
 
 /// Copies segments to memory that the device reads.
-fn upload(
+pub(crate) fn upload(
     dev: &device::Device<device::Bound>,
     segments: &[RawSegment],
 ) -> Result<Coherent<[RawSegment]>> {
@@ -156,19 +156,17 @@ fn submit<'a, 'drm>(
     Ok(job)
 }
 
-/// Starts a copy of the bytes of `src` to those of `dst`, in order, which are as many.
-pub(crate) fn copy<'a, 'drm>(
-    dev: &device::Device<device::Bound>,
-    ring: &'a Ring<'drm>,
+/// Passes the segments of an operation with as many bytes of `src` as of `dst` to `push`.
+pub(crate) fn pair(
     src: impl Iterator<Item = Extent>,
     dst: impl Iterator<Item = Extent>,
-) -> Result<Job<'a, 'drm>> {
-    let mut lists = Lists::new(dev);
+    mut push: impl FnMut(RawSegment) -> Result,
+) -> Result {
     let (mut src, mut dst) = (src.filter(|e| e.len != 0), dst.filter(|e| e.len != 0));
     let (mut from, mut to) = (src.next(), dst.next());
     while let (Some(a), Some(b)) = (from.as_mut(), to.as_mut()) {
         let len = a.len.min(b.len);
-        lists.push(regs::segment(a.split_front(len)?, b.split_front(len)?, len))?;
+        push(regs::segment(a.split_front(len)?, b.split_front(len)?, len))?;
         if a.len == 0 {
             from = src.next();
         }
@@ -179,6 +177,18 @@ pub(crate) fn copy<'a, 'drm>(
     if from.is_some() || to.is_some() {
         return Err(EINVAL);
     }
+    Ok(())
+}
+
+/// Starts a copy of the bytes of `src` to those of `dst`, in order, which are as many.
+pub(crate) fn copy<'a, 'drm>(
+    dev: &device::Device<device::Bound>,
+    ring: &'a Ring<'drm>,
+    src: impl Iterator<Item = Extent>,
+    dst: impl Iterator<Item = Extent>,
+) -> Result<Job<'a, 'drm>> {
+    let mut lists = Lists::new(dev);
+    pair(src, dst, |segment| lists.push(segment))?;
     submit(ring, lists, Operation::Copy)
 }
 

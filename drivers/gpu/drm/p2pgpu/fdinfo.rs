@@ -28,7 +28,8 @@ use kernel::{
         },
         gem::BaseObject, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::atomic::Relaxed, //
 };
 
 /// The sums over the objects of a file.
@@ -90,6 +91,8 @@ pub(crate) fn show(dev: &DrmDevice, file: &drm::File<File>, printer: &Printer) {
     printer.memory(c"vram", &sums.vram);
     printer.memory(c"memory", &sums.memory);
     printer.memory(c"aperture", &sums.aperture);
+    let engine_ns = file.inner().engine_ns.load(Relaxed);
+    printer.print(fmt!("drm-engine-copy:\t{engine_ns} ns\n"));
     for (name, number) in [
         ("invalidations", sums.invalidations),
         ("fall-backs", sums.fall_backs),

@@ -4,6 +4,10 @@
 
 use crate::{
     access,
+    context::{
+        self,
+        Context, //
+    },
     driver::{
         DrmDevice,
         DrmDriver,
@@ -19,7 +23,11 @@ use crate::{
         PlacementKind, //
     },
     migrate,
-    peer, //
+    peer,
+    submit::{
+        self,
+        Request, //
+    }, //
 };
 use kernel::{
     dma_buf::DmaBuf,
@@ -30,24 +38,70 @@ use kernel::{
             BaseObject,
             IntoGEMObject, //
         },
+        syncobj::{
+            self,
+            Slot, //
+        },
         Registered, //
     },
+    new_mutex,
     page::PAGE_SIZE,
     prelude::*,
     sizes::SizeConstants,
+    sync::{
+        atomic::Atomic,
+        Arc,
+        Mutex, //
+    },
+    uaccess::{
+        UserPtr,
+        UserSlice,
+        UserSliceReader, //
+    },
     uapi, //
 };
 
 type DrmFile = drm::File<File>;
 
-/// An open file; it has no state of its own.
-pub(crate) struct File;
+/// The contexts of a file, by their ids.
+struct Contexts {
+    list: KVec<(u32, Arc<Context>)>,
+    last_id: u32,
+}
+
+/// An open file.
+#[pin_data(PinnedDrop)]
+pub(crate) struct File {
+    #[pin]
+    contexts: Mutex<Contexts>,
+    /// Time that the engine spent on its jobs.
+    pub(crate) engine_ns: Arc<Atomic<u64>>,
+}
+
+#[pinned_drop]
+impl PinnedDrop for File {
+    fn drop(self: Pin<&mut Self>) {
+        for (_, context) in &self.contexts.lock().list {
+            context.close();
+        }
+    }
+}
 
 impl drm::file::DriverFile for File {
     type Driver = DrmDriver;
 
     fn open(_dev: &DrmDevice) -> Result<Pin<KBox<Self>>> {
-        Ok(KBox::new(Self, GFP_KERNEL)?.into())
+        let engine_ns = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        KBox::pin_init(
+            pin_init!(Self {
+                contexts <- new_mutex!(Contexts {
+                    list: KVec::new(),
+                    last_id: 0,
+                }, "p2pgpu::file::contexts"),
+                engine_ns,
+            }),
+            GFP_KERNEL,
+        )
     }
 
     fn show_fdinfo(dev: &DrmDevice<Registered>, file: &DrmFile, printer: &Printer) {
@@ -64,7 +118,140 @@ fn must_be_zero(value: u32) -> Result {
     }
 }
 
+/// The two numbers of 32 bits in a word of a structure, in their order in memory.
+fn halves(word: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    let first = u32::from_ne_bytes([a, b, c, d]);
+    (first, u32::from_ne_bytes([e, f, g, h]))
+}
+
+/// An array of `count` structures of `N` words each. `EINVAL`: more than `most`.
+fn array<const N: usize>(at: u64, count: u32, most: usize) -> Result<(UserSliceReader, usize)> {
+    let count = usize::try_from(count)?;
+    if count > most {
+        return Err(EINVAL);
+    }
+    let size = count.checked_mul(N * size_of::<u64>()).ok_or(EINVAL)?;
+    let from = UserPtr::from_addr(usize::try_from(at).map_err(|_| EFAULT)?);
+    Ok((UserSlice::new(from, size).reader(), count))
+}
+
+/// The places of syncobjs in an array: their handles and points.
+fn syncs(at: u64, count: u32) -> Result<KVec<(u32, u64)>> {
+    const WORDS: usize = size_of::<uapi::drm_p2pgpu_sync>() / size_of::<u64>();
+    let (mut reader, count) = array::<WORDS>(at, count, submit::SYNCS_MAX)?;
+    let mut list = KVec::with_capacity(count, GFP_KERNEL)?;
+    for _ in 0..count {
+        let [first, point] = reader.read::<[u64; WORDS]>()?;
+        let (handle, flags) = halves(first);
+        must_be_zero(flags)?;
+        list.push((handle, point), GFP_KERNEL)?;
+    }
+    Ok(list)
+}
+
 impl File {
+    fn context(&self, id: u32) -> Result<Arc<Context>> {
+        let contexts = self.contexts.lock();
+        let found = contexts.list.iter().find(|(other, _)| *other == id);
+        found.map(|(_, context)| context.clone()).ok_or(ENOENT)
+    }
+
+    pub(crate) fn context_create(
+        _dev: &DrmDevice<Registered>,
+        gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_context_create,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        must_be_zero(args.flags)?;
+        let this = file.inner();
+        let context = Context::new(gpu.scheduler.kick.clone(), this.engine_ns.clone())?;
+        let mut contexts = this.contexts.lock();
+        if contexts.list.len() >= context::CONTEXTS_MAX {
+            return Err(ENOSPC);
+        }
+        let id = contexts.last_id.checked_add(1).ok_or(ENOSPC)?;
+        contexts.list.push((id, context.clone()), GFP_KERNEL)?;
+        if let Err(error) = gpu.scheduler.open(context) {
+            contexts.list.pop();
+            return Err(error);
+        }
+        contexts.last_id = id;
+        args.id = id;
+        Ok(0)
+    }
+
+    pub(crate) fn context_destroy(
+        _dev: &DrmDevice<Registered>,
+        _gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_context_destroy,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        must_be_zero(args.pad)?;
+        let (_, context) = {
+            let this = file.inner();
+            let list = &mut this.contexts.lock().list;
+            let at = list.iter().position(|(id, _)| *id == args.id);
+            list.remove(at.ok_or(ENOENT)?)?
+        };
+        context.close();
+        Ok(0)
+    }
+
+    pub(crate) fn context_query(
+        _dev: &DrmDevice<Registered>,
+        _gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_context_query,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        must_be_zero(args.pad)?;
+        let context = file.inner().context(args.id)?;
+        args.state = context.state();
+        args.jobs = context.jobs();
+        args.engine_ns = context.engine_ns();
+        Ok(0)
+    }
+
+    pub(crate) fn submit(
+        dev: &DrmDevice<Registered>,
+        gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_submit,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        const WORDS: usize = size_of::<uapi::drm_p2pgpu_op>() / size_of::<u64>();
+        must_be_zero(args.flags | args.pad)?;
+        if args.op_count == 0 {
+            return Err(EINVAL);
+        }
+        let context = file.inner().context(args.context)?;
+        let mut request = Request::new();
+        let (mut reader, count) = array::<WORDS>(args.ops, args.op_count, submit::OPS_MAX)?;
+        for _ in 0..count {
+            let [first, handles, src_offset, dst_offset, size] = reader.read::<[u64; WORDS]>()?;
+            let ((op, value), (src_handle, dst_handle)) = (halves(first), halves(handles));
+            let op = uapi::drm_p2pgpu_op {
+                op,
+                value,
+                src_handle,
+                dst_handle,
+                src_offset,
+                dst_offset,
+                size,
+            };
+            request.add(file, &op)?;
+        }
+        let mut waits = KVec::new();
+        for (handle, point) in syncs(args.in_, args.in_count)? {
+            waits.push(syncobj::find_fence(file, handle, point)?, GFP_KERNEL)?;
+        }
+        let mut slots = KVec::new();
+        for (handle, point) in syncs(args.out, args.out_count)? {
+            slots.push(Slot::new(file, handle, point)?, GFP_KERNEL)?;
+        }
+        submit::submit(dev, gpu, &context, request, waits, slots)?;
+        Ok(0)
+    }
+
     pub(crate) fn getparam(
         dev: &DrmDevice<Registered>,
         gpu: &Gpu<'_>,
@@ -85,6 +272,10 @@ impl File {
             }
             uapi::P2PGPU_PARAM_SLOTS_LENT => dev.aperture.counts().lent.into(),
             uapi::P2PGPU_PARAM_SLOTS_DRAINING => dev.aperture.counts().draining.into(),
+            uapi::P2PGPU_PARAM_CONTEXTS_MAX => u64::try_from(context::CONTEXTS_MAX)?,
+            uapi::P2PGPU_PARAM_JOBS_MAX => u64::try_from(context::JOBS_MAX)?,
+            uapi::P2PGPU_PARAM_OPS_MAX => u64::try_from(submit::OPS_MAX)?,
+            uapi::P2PGPU_PARAM_SYNCS_MAX => u64::try_from(submit::SYNCS_MAX)?,
             _ => return Err(EINVAL),
         };
         Ok(0)

@@ -24,17 +24,21 @@ use kernel::{
 pub(crate) struct Patience {
     copy: Atomic<u32>,
     flush: Atomic<u32>,
+    job: Atomic<u32>,
     /// Times that an answer was late, and the device was asked whether it is there.
     pub(crate) late: Counter,
 }
 
 impl Patience {
     const DEFAULT: u32 = 10_000;
+    /// Less: whoever waits for a copy behind it is not to give up first.
+    const DEFAULT_JOB: u32 = 5_000;
 
     pub(crate) fn new() -> Result<Arc<Self>> {
         let patience = Self {
             copy: Atomic::new(Self::DEFAULT),
             flush: Atomic::new(Self::DEFAULT),
+            job: Atomic::new(Self::DEFAULT_JOB),
             late: Counter::new(),
         };
         Ok(Arc::new(patience, GFP_KERNEL)?)
@@ -46,6 +50,29 @@ impl Patience {
             RingId::Engine => self.copy.load(Relaxed),
             RingId::Aperture => self.flush.load(Relaxed),
         }
+    }
+}
+
+impl Patience {
+    /// For a job, from when it is in the ring.
+    pub(crate) fn job_ms(&self) -> u32 {
+        self.job.load(Relaxed)
+    }
+}
+
+/// The time for jobs.
+pub(crate) struct OfJobs;
+
+impl Number for OfJobs {
+    const NAME: &'static CStr = c"job_timeout_ms";
+    const RANGE: RangeInclusive<u32> = TIMES;
+
+    fn get(dev: &DrmDevice) -> u32 {
+        dev.patience.job_ms()
+    }
+
+    fn set(dev: &DrmDevice, number: u32) {
+        dev.patience.job.store(number, Relaxed);
     }
 }
 

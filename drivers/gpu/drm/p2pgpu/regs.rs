@@ -185,6 +185,11 @@ pub(crate) enum Operation {
     Fill(u32),
     /// Writes the SHA-256 of the sources of segments to a DMA address.
     Checksum(u64),
+    /// Adds sources to destinations, as numbers of 32 bits.
+    Add {
+        /// They are binary32.
+        float: bool,
+    },
     /// Makes the page table take effect for slot ranges.
     Flush,
     /// Looks for writes to slots that are not installed.
@@ -200,6 +205,7 @@ impl Operation {
             Self::Checksum(digest) => (3, digest),
             Self::Flush => (4, 0),
             Self::Check => (5, 0),
+            Self::Add { float } => (6, float.into()),
         }
     }
 }

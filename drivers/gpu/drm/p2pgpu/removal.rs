@@ -121,9 +121,13 @@ impl Drop for Entry {
 }
 
 /// Before the device is unbound: takes back what importers have, while the hardware still answers.
-pub(crate) fn unbind(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
-    dev.leave();
-    take_back(pdev, dev);
+pub(crate) fn unbind(pdev: &pci::Device<Bound>, drm: &RegisteredRef<DrmDriver>) {
+    drm.leave();
+    // Jobs first: importers wait for their fences.
+    if let Some(dev) = drm.registration_guard() {
+        dev.registration_data_with(|gpu| gpu.scheduler.leave(&dev));
+    }
+    take_back(pdev, drm);
 }
 
 /// Before a reset, which takes all translations and rings from the device but not its memory: nobody

@@ -7,6 +7,12 @@
 //! command has a fence, which signals in the interrupt handler.
 
 use crate::{
+    job::{
+        Command,
+        End,
+        Job,
+        Track, //
+    },
     patience::Patience,
     regs::{
         self,
@@ -83,10 +89,17 @@ impl Names for FenceNames {
     const TIMELINE: &'static CStr = c_str!("ring");
 }
 
+/// The last command of those that were submitted together.
+struct Entry {
+    fence: PendingFence,
+    /// The job, if they are one's.
+    job: Option<Arc<Track>>,
+}
+
 /// Commands whose fence has not signalled.
 struct Pending {
-    /// Fence of sequence number `n` is at `n` modulo the ring's size.
-    fences: KVec<Option<PendingFence>>,
+    /// That of sequence number `n` is at `n` modulo the ring's size.
+    fences: KVec<Option<Entry>>,
     /// Sequence number up to which all fences have signalled.
     signalled: u64,
     /// Sequence number of the newest command.
@@ -96,20 +109,28 @@ struct Pending {
 }
 
 impl Pending {
-    fn entry(&mut self, seqno: u64) -> Option<&mut Option<PendingFence>> {
+    fn entry(&mut self, seqno: u64) -> Option<&mut Option<Entry>> {
         let index = usize::try_from(seqno % u64::from(RING_COMMANDS)).ok()?;
         self.fences.get_mut(index)
     }
 
-    /// Signals all fences up to `seqno`.
-    fn signal_to(&mut self, seqno: u64, outcome: Result) {
+    /// Signals all fences up to `seqno`. A job at whose commands the ring is ends with `first`, those
+    /// behind it are innocent.
+    fn signal_to(&mut self, seqno: u64, outcome: Result, first: End) {
+        let mut end = first;
         // The device is not trusted to report only what was submitted.
         let last = seqno.min(self.submitted);
         while self.signalled < last {
             self.signalled += 1;
             let seqno = self.signalled;
-            if let Some(fence) = self.entry(seqno).and_then(Option::take) {
-                fence.signal(outcome);
+            if let Some(entry) = self.entry(seqno).and_then(Option::take) {
+                if let Some(job) = entry.job {
+                    job.left_ring(end);
+                }
+                entry.fence.signal(outcome);
+                if end != End::Done {
+                    end = End::Innocent;
+                }
             }
         }
     }
@@ -132,10 +153,10 @@ impl Completions {
         let error = u64::from_le(io_read!(self.status, [build: regs::STATUS_ERROR]));
         // What the command wrote is read after the word that says it is there.
         dma_mb(Read);
-        pending.signal_to(done, Ok(()));
+        pending.signal_to(done, Ok(()), End::Done);
         if error != 0 {
             pending.halted = true;
-            pending.signal_to(u64::MAX, Err(EIO));
+            pending.signal_to(u64::MAX, Err(EIO), End::Error);
         }
     }
 }
@@ -258,7 +279,7 @@ impl<'drm> Ring<'drm> {
             pending
                 .entry(seqno)
                 .and_then(|entry| entry.as_ref())
-                .map(|fence| fence.fence().into())
+                .map(|entry| entry.fence.fence().into())
         };
         // Without the lock, which is needed to end a command that is lost. Who waits for what
         // failed learns it from its fence.
@@ -304,7 +325,7 @@ impl<'drm> Ring<'drm> {
     }
 
     /// Whether the device is off the bus: then it neither answers nor does any DMA.
-    fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         self.state()
             .is_ok_and(|state| u32::from(state.state()) == regs::ALL_ONES)
     }
@@ -344,49 +365,105 @@ impl<'drm> Ring<'drm> {
     /// `EIO`: the ring is dead. `EAGAIN`: the device is being reset. The memory that the command names stays valid until the fence has
     /// signalled *and* [`Ring::wait`] has returned.
     pub(crate) fn submit(&self, op: Operation, count: usize, list: u64) -> Result<ARef<Fence>> {
-        let count = u32::try_from(count)?;
         // Not under the lock, which whoever signals the fence of a lost command takes.
         let memory = FenceMemory::new(GFP_KERNEL)?;
         let mut submission = self.lock_with_room()?;
-
         let fence = self.timeline.fence(memory);
         let shared: ARef<Fence> = fence.fence().into();
-        let seqno = {
-            let mut pending = self.completions.pending.lock();
-            let seqno = pending.submitted.checked_add(1).ok_or(EOVERFLOW)?;
-            pending.submitted = seqno;
-            if let Some(entry) = pending.entry(seqno) {
-                *entry = Some(fence);
-            }
-            seqno
-        };
+        self.write(&mut submission, &[(op, count, list)], fence, None)?;
+        Ok(shared)
+    }
 
-        let index = usize::try_from(submission.tail % RING_COMMANDS)?;
-        let command = regs::command(op, count, list, seqno);
-        for (word, value) in command.into_iter().enumerate() {
-            io_write!(self.commands, [try: index][try: word], value);
+    /// Submits the commands of a job, or none of them.
+    ///
+    /// `EIO`: the ring is dead. `EAGAIN`: the device is being reset, or the ring is full. Does not
+    /// wait for a fence, and allocates nothing. The memory that the commands name stays valid until
+    /// the job has left the ring.
+    pub(crate) fn submit_job(&self, job: &mut Job<'_>) -> Result {
+        let mut submission = self.submission.lock();
+        self.check(&mut submission)?;
+        let count = u64::try_from(job.commands.len())?;
+        let used = {
+            let pending = self.completions.pending.lock();
+            pending.submitted - pending.signalled
+        };
+        if used.saturating_add(count) > u64::from(RING_COMMANDS) {
+            return Err(EAGAIN);
         }
-        submission.tail = submission.tail.wrapping_add(1);
+        let memory = job.memory.pop().ok_or(EIO)?;
+        let fence = self.timeline.fence(memory);
+        let track = job.track.clone();
+        self.write(&mut submission, &job.commands, fence, Some(track))
+    }
+
+    /// Writes commands, for which there is room, and tells the device.
+    fn write(
+        &self,
+        submission: &mut Submission,
+        commands: &[Command],
+        fence: PendingFence,
+        job: Option<Arc<Track>>,
+    ) -> Result {
+        let added = u64::try_from(commands.len())?;
+        let first = {
+            let mut pending = self.completions.pending.lock();
+            let first = pending.submitted;
+            let last = first.checked_add(added).ok_or(EOVERFLOW)?;
+            pending.submitted = last;
+            if let Some(entry) = pending.entry(last) {
+                *entry = Some(Entry { fence, job });
+            }
+            first
+        };
+        for (seqno, &(op, count, list)) in (first + 1..).zip(commands) {
+            let index = usize::try_from(submission.tail % RING_COMMANDS)?;
+            let command = regs::command(op, u32::try_from(count)?, list, seqno);
+            for (word, value) in command.into_iter().enumerate() {
+                io_write!(self.commands, [try: index][try: word], value);
+            }
+            submission.tail = submission.tail.wrapping_add(1);
+        }
         // The store to the register is ordered after those to memory.
         let doorbell = regs::RING_DOORBELL::zeroed().with_tail(submission.tail);
         let at = regs::RING_DOORBELL::try_at(self.id as usize).ok_or(EINVAL)?;
-        self.bar.try_write(at, doorbell)?;
-        Ok(shared)
+        self.bar.try_write(at, doorbell)
+    }
+
+    /// Signals what has ended without an interrupt.
+    pub(crate) fn look(&self) {
+        self.completions.update();
+    }
+
+    /// Gives up a job that does not end; the ring is restarted, if that is possible.
+    pub(crate) fn abandon(&self, job: &Track) {
+        let _signalling = Signalling::begin();
+        let mut submission = self.submission.lock();
+        let stopped = submission.dead || submission.stopped;
+        if !stopped && job.end().is_none() {
+            // A ring that does not stop is dead: who submits next is told.
+            let _ = self.restart(&mut submission);
+        }
+    }
+
+    /// Whether commands can be submitted; starts a ring again that has halted.
+    fn check(&self, submission: &mut Submission) -> Result {
+        if submission.suspended {
+            return Err(EAGAIN);
+        }
+        if submission.dead {
+            return Err(EIO);
+        }
+        if self.completions.pending.lock().halted {
+            self.restart(submission)?;
+        }
+        Ok(())
     }
 
     /// Takes the submission lock when fewer commands are pending than the ring holds.
     fn lock_with_room(&self) -> Result<MutexGuard<'_, Submission>> {
         loop {
             let mut submission = self.submission.lock();
-            if submission.suspended {
-                return Err(EAGAIN);
-            }
-            if submission.dead {
-                return Err(EIO);
-            }
-            if self.completions.pending.lock().halted {
-                self.restart(&mut submission)?;
-            }
+            self.check(&mut submission)?;
             let Some(oldest) = self.oldest_of_full_ring() else {
                 return Ok(submission);
             };
@@ -403,9 +480,13 @@ impl<'drm> Ring<'drm> {
         if pending.submitted - pending.signalled < u64::from(RING_COMMANDS) {
             return None;
         }
-        let seqno = pending.signalled + 1;
-        let fence = pending.entry(seqno)?.as_ref()?;
-        Some(fence.fence().into())
+        // The last of the commands that were submitted together has the fence of all.
+        for seqno in pending.signalled + 1..=pending.submitted {
+            if let Some(Some(entry)) = pending.entry(seqno) {
+                return Some(entry.fence.fence().into());
+            }
+        }
+        None
     }
 
     /// Waits for a command, for as long as a command may take. `EIO`: it failed, or has not ended.
@@ -464,7 +545,7 @@ impl<'drm> Ring<'drm> {
     fn fail_pending(&self) {
         let mut pending = self.completions.pending.lock();
         io_project!(self.completions.status,).copy_write(RawStatus::default());
-        pending.signal_to(u64::MAX, Err(EIO));
+        pending.signal_to(u64::MAX, Err(EIO), End::Stopped);
         pending.halted = false;
     }
 
@@ -483,6 +564,6 @@ impl PinnedDrop for Ring<'_> {
             self.cut_off(error);
         }
         let mut pending = self.completions.pending.lock();
-        pending.signal_to(u64::MAX, Err(ENODEV));
+        pending.signal_to(u64::MAX, Err(ENODEV), End::Stopped);
     }
 }

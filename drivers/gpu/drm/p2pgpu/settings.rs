@@ -76,6 +76,7 @@ pub(crate) struct Settings<'bound> {
     _peer_grace: Made<'bound, NumberFile<Grace>>,
     _copy_timeout: Made<'bound, NumberFile<patience::OfCopies>>,
     _flush_timeout: Made<'bound, NumberFile<patience::OfFlushes>>,
+    _job_timeout: Made<'bound, NumberFile<patience::OfJobs>>,
     _peer_policy: Made<'bound, PolicyFile>,
 }
 
@@ -92,6 +93,7 @@ impl<'bound> Settings<'bound> {
             _peer_grace: number(dev, drm())?,
             _copy_timeout: number(dev, drm())?,
             _flush_timeout: number(dev, drm())?,
+            _job_timeout: number(dev, drm())?,
             _peer_policy: File::new(dev, PolicyFile::new(drm()))?,
         })
     }

@@ -73,6 +73,10 @@ declare_trace! {
     /// # Safety
     ///
     /// The pointer is to a string.
+    unsafe fn p2pgpu_submit(dev: *const c_char, context: u64, commands: u32, waits: u32);
+    /// # Safety
+    ///
+    /// The pointer is to a string.
     unsafe fn p2pgpu_pressure(dev: *const c_char, object: u64, victim: u64);
 }
 
@@ -174,4 +178,12 @@ pub(crate) fn pressure(obj: &Object, victim: &Object) {
     let dev = address(obj.dev());
     // SAFETY: The string lives as long as the device.
     unsafe { p2pgpu_pressure(dev.as_char_ptr(), id(obj), id(victim)) }
+}
+
+/// A job is queued in the context whose fences have this number.
+pub(crate) fn submit(dev: &DrmDevice, context: u64, commands: usize, waits: usize) {
+    let [commands, waits] = [commands, waits].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+    let dev = address(dev);
+    // SAFETY: The string lives as long as the device.
+    unsafe { p2pgpu_submit(dev.as_char_ptr(), context, commands, waits) }
 }
