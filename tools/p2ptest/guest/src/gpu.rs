@@ -24,8 +24,8 @@ pub unsafe trait Argument {
 macro_rules! arguments {
     ($($type:ty = $request:ident),+ $(,)?) => {
         $(
-            // SAFETY: the uapi header gives the ioctl this structure, which
-            // has no pointers.
+            // SAFETY: the uapi header gives the ioctl this structure. What
+            // it points to, if anything, the kernel only reads.
             unsafe impl Argument for $type {
                 const REQUEST: u32 = $request;
             }
@@ -44,6 +44,10 @@ arguments! {
     drm_p2pgpu_gem_copy = DRM_IOCTL_P2PGPU_GEM_COPY,
     drm_p2pgpu_gem_checksum = DRM_IOCTL_P2PGPU_GEM_CHECKSUM,
     drm_p2pgpu_gem_export_range = DRM_IOCTL_P2PGPU_GEM_EXPORT_RANGE,
+    drm_p2pgpu_context_create = DRM_IOCTL_P2PGPU_CONTEXT_CREATE,
+    drm_p2pgpu_context_destroy = DRM_IOCTL_P2PGPU_CONTEXT_DESTROY,
+    drm_p2pgpu_context_query = DRM_IOCTL_P2PGPU_CONTEXT_QUERY,
+    drm_p2pgpu_submit = DRM_IOCTL_P2PGPU_SUBMIT,
 }
 
 /// Where an object's bytes are.

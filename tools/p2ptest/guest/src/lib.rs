@@ -27,6 +27,7 @@ pub mod rig;
 pub mod setting;
 pub mod shared;
 pub mod stray;
+pub mod submit;
 pub mod swsync;
 pub mod syncobj;
 pub mod sys;

@@ -85,6 +85,26 @@ mod tests {
                 size_of::<drm_p2pgpu_gem_export_range>(),
                 32,
             ),
+            (
+                DRM_IOCTL_P2PGPU_CONTEXT_CREATE,
+                size_of::<drm_p2pgpu_context_create>(),
+                8,
+            ),
+            (
+                DRM_IOCTL_P2PGPU_CONTEXT_DESTROY,
+                size_of::<drm_p2pgpu_context_destroy>(),
+                8,
+            ),
+            (
+                DRM_IOCTL_P2PGPU_CONTEXT_QUERY,
+                size_of::<drm_p2pgpu_context_query>(),
+                24,
+            ),
+            (
+                DRM_IOCTL_P2PGPU_SUBMIT,
+                size_of::<drm_p2pgpu_submit>(),
+                48,
+            ),
             (P2PNIC_IOCTL_QUERY, size_of::<p2pnic_query>(), 96),
             (P2PNIC_IOCTL_REG_REGION, size_of::<p2pnic_reg_region>(), 32),
             (
@@ -151,6 +171,10 @@ mod tests {
             offset_of!(drm_p2pgpu_gem_copy, src_offset),
             offset_of!(drm_p2pgpu_gem_checksum, offset),
             offset_of!(drm_p2pgpu_gem_export_range, offset),
+            offset_of!(drm_p2pgpu_context_query, engine_ns),
+            offset_of!(drm_p2pgpu_op, src_offset),
+            offset_of!(drm_p2pgpu_sync, point),
+            offset_of!(drm_p2pgpu_submit, ops),
             offset_of!(p2pnic_query, peer_read_bytes),
             offset_of!(p2pnic_reg_region, offset),
             offset_of!(p2pnic_region_info, maps),
@@ -170,6 +194,8 @@ mod tests {
         assert_eq!(offset_of!(p2pnic_post_send, local_key), 16);
         assert_eq!(offset_of!(p2pnic_poll, count), 24);
         assert_eq!(size_of::<p2pnic_completion>(), 24);
+        assert_eq!(size_of::<drm_p2pgpu_op>(), 40);
+        assert_eq!(size_of::<drm_p2pgpu_sync>(), 16);
         assert_eq!(align_of::<drm_p2pgpu_gem_set_peer>(), 4);
     }
 

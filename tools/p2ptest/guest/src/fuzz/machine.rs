@@ -313,7 +313,7 @@ impl Machine {
                 Kind::Flags(mask) => number & !u64::from(mask) == 0,
                 Kind::Entries => number.is_power_of_two() && (4..=2048).contains(&number),
                 Kind::Capacity => (1..=4096).contains(&number),
-                Kind::Of(Name::Handle | Name::Key | Name::Pair) if self.lost.contains(&file) => {
+                Kind::Of(Name::Handle | Name::Key | Name::Pair | Name::Context) if self.lost.contains(&file) => {
                     true
                 }
                 Kind::Of(Name::Handle) => self.objects.contains_key(&(file, number)),
@@ -382,7 +382,7 @@ impl Machine {
                 Name::Handle => {
                     self.objects.insert((file, value), number("size"));
                 }
-                Name::Key | Name::Pair => {
+                Name::Key | Name::Pair | Name::Context => {
                     self.names.insert((name, file, value));
                 }
                 Name::Place | Name::Mapping => {}
@@ -392,6 +392,9 @@ impl Machine {
         match call.request {
             P2PNIC_IOCTL_DEREG_REGION => {
                 self.names.remove(&(Name::Key, file, number("key")));
+            }
+            DRM_IOCTL_P2PGPU_CONTEXT_DESTROY => {
+                self.names.remove(&(Name::Context, file, number("id")));
             }
             P2PNIC_IOCTL_DESTROY_QP => {
                 self.names.remove(&(Name::Pair, file, number("qp")));

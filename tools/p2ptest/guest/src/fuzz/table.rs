@@ -32,6 +32,8 @@ pub enum Name {
     Pair,
     /// A mapping of this process
     Mapping,
+    /// A context, of an open file
+    Context,
 }
 
 /// What a field is.
@@ -169,7 +171,7 @@ use Kind::{
     Array, Capacity, Entries, Far, Flags, Free, Made, Of, Offset, OneOf, Out, Size, Usually, Wait,
     Zero,
 };
-use Name::{Buffer, Handle, Key, Pair, Place};
+use Name::{Buffer, Context, Handle, Key, Pair, Place};
 
 /// The flags of a new object, and an unknown one.
 const CREATE_FLAGS: u32 = P2PGPU_CREATE_EVICTABLE | 1 << 1;
@@ -187,7 +189,7 @@ pub const CREATE: usize = 1;
 /// All ioctls of both drivers.
 pub const CALLS: &[Call] = &[
     call!(Gpu DRM_IOCTL_P2PGPU_GETPARAM(drm_p2pgpu_getparam) {
-        param: Usually(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), value: Out,
+        param: Usually(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]), value: Out,
     } errors EINVAL; ranges),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_CREATE(drm_p2pgpu_gem_create) {
         size: Size, placement: OneOf(PLACEMENTS), flags: Flags(CREATE_FLAGS), handle: Made(Handle), pad: Zero,
@@ -224,6 +226,15 @@ pub const CALLS: &[Call] = &[
         handle: Of(Handle), flags: Flags(P2PGPU_EXPORT_RDWR | P2PGPU_EXPORT_CLOEXEC),
         offset: Offset, size: Size, fd: Made(Buffer), pad: Zero,
     } errors EINVAL ENOENT EPERM EMFILE EOPNOTSUPP; ranges (handle, offset, size)),
+    call!(Gpu DRM_IOCTL_P2PGPU_CONTEXT_CREATE(drm_p2pgpu_context_create) {
+        flags: Zero, id: Made(Context),
+    } errors EINVAL ENOSPC; ranges),
+    call!(Gpu DRM_IOCTL_P2PGPU_CONTEXT_DESTROY(drm_p2pgpu_context_destroy) {
+        id: Of(Context), pad: Zero,
+    } errors EINVAL ENOENT; ranges),
+    call!(Gpu DRM_IOCTL_P2PGPU_CONTEXT_QUERY(drm_p2pgpu_context_query) {
+        id: Of(Context), pad: Zero, state: Out, jobs: Out, engine_ns: Out,
+    } errors EINVAL ENOENT; ranges),
     call!(Nic P2PNIC_IOCTL_QUERY(p2pnic_query) {
         pci_domain: Out, pci_bus: Out, pci_device: Out, pci_function: Out, flags: Out,
         max_regions: Out, max_queue_pairs: Out, regions: Out, peer_read_bytes: Out,

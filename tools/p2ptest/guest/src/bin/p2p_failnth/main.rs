@@ -17,7 +17,9 @@ use p2pguest::nic::{ACCESS_ALL, Nic, TIMEOUT};
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{Exported, RESERVED, Rig, request};
 use p2pguest::setting::Setting;
+use p2pguest::submit::{Context, binary, point};
 use p2pguest::subtests;
+use p2pguest::syncobj::{PATIENCE, Syncobj};
 use p2pguest::sys::uapi::*;
 use std::fmt::Debug;
 use std::fs::File;
@@ -57,6 +59,8 @@ const SUBTESTS: &[Subtest] = subtests![
     copy,
     /// GEM_CHECKSUM.
     checksum,
+    /// CONTEXT_CREATE and SUBMIT.
+    submit,
     /// PRIME export.
     export,
     /// GEM_EXPORT_RANGE.
@@ -326,6 +330,35 @@ fn copy() {
             |()| source.__copy_to(&target, SIZE),
         );
     }
+}
+
+fn submit() {
+    let gpu = Gpu::open(0);
+    exhaust("CONTEXT_CREATE", || (), |()| Context::__new(&gpu));
+    let context = Context::new(&gpu);
+    for placement in Placement::ALL {
+        let [from, to] = [0, 1].map(|_| gpu.create(SIZE, placement));
+        let ops = [
+            p2pguest::submit::copy(&from, &to, SIZE),
+            p2pguest::submit::between(P2PGPU_OP_CHECKSUM, &from, &to, SIZE),
+        ];
+        // An engine whose jobs fail would lose the context.
+        let syncobj = || Syncobj::new(&gpu);
+        exhaust_and_check(
+            What::Allocations,
+            &format!("SUBMIT {placement:?}"),
+            || (syncobj(), syncobj()),
+            |(first, second)| {
+                let outs = [binary(first), point(second, 3)];
+                context.__submit(&ops, &[], &outs)
+            },
+            |(first, _), result| {
+                // All or nothing.
+                assert_eq!(first.__wait(PATIENCE, 0).is_ok(), result.is_ok());
+            },
+        );
+    }
+    assert_eq!(context.query().state, P2PGPU_CONTEXT_OK);
 }
 
 fn checksum() {

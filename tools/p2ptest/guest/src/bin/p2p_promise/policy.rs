@@ -137,6 +137,7 @@ pub fn limits_are_numbers() {
         ("pin_limit_process", gpu.slots / 2, 0, u32::MAX),
         ("peer_grace_ms", 20, 0, 60_000),
         ("copy_timeout_ms", 10_000, 1, 600_000),
+        ("job_timeout_ms", 5_000, 1, 600_000),
         ("flush_timeout_ms", 10_000, 1, 600_000),
     ] {
         let limit = Setting::new(gpu.pci(), name);
