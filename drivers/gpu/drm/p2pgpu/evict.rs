@@ -9,7 +9,8 @@
 //! are told as at any move.
 //!
 //! One at a time makes room: two could take each other's. Who needs the room may hold the
-//! reservation lock of an object; those of the objects that leave are only tried.
+//! reservation lock of an object; those of the objects that leave are only tried. Objects that the
+//! engine is still to work on neither leave nor come back: the work may have to wait for long.
 
 use crate::{
     cgroup,
@@ -28,7 +29,10 @@ use crate::{
     vram::VramPages, //
 };
 use kernel::{
-    dma_buf::resv::Held,
+    dma_buf::resv::{
+        Held,
+        Usage, //
+    },
     drm::gem::BaseObject,
     new_mutex,
     prelude::*,
@@ -44,8 +48,8 @@ use kernel::{
     uapi, //
 };
 
-/// Times that who needs room waits for objects that others have locked.
-const ROUNDS: usize = 100;
+/// Times that who needs room waits for objects that others use.
+const ROUNDS: usize = 1000;
 
 /// The objects of a device that may leave VRAM.
 #[pin_data]
@@ -129,7 +133,8 @@ pub(crate) fn used(obj: &Object) {
 /// is. Under its reservation lock.
 pub(crate) fn bring_back(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>) {
     used(obj);
-    if !obj.state.lock().eviction.is_away {
+    // Work on it that is still to come may wait for what its user does next.
+    if !obj.state.lock().eviction.is_away || !is_idle(obj) {
         return;
     }
     if migrate::migrate(obj, gpu, held, PlacementKind::Vram).is_ok() {
@@ -169,7 +174,7 @@ pub(crate) fn alloc(
         if most < u64::try_from(size)? {
             break;
         }
-        let mut contended = false;
+        let mut is_used = false;
         for candidate in candidates.keys() {
             if let Some(pages) = take()? {
                 return Ok(pages);
@@ -177,13 +182,13 @@ pub(crate) fn alloc(
             if kernel::current!().signal_pending() {
                 return Err(EINTR);
             }
-            contended |= evict(dev, gpu, candidate.offset) == Left::Locked;
+            is_used |= evict(dev, gpu, candidate.offset) == Left::Used;
         }
         if let Some(pages) = take()? {
             return Ok(pages);
         }
-        // Who holds a lock and needs room itself cannot wait for the locks of others.
-        if !contended || obj.is_some() {
+        // Who holds a lock and needs room itself cannot wait for what others use.
+        if !is_used || obj.is_some() {
             break;
         }
         fsleep(CONTENTION);
@@ -225,12 +230,17 @@ fn can_leave(state: &State) -> bool {
         && !state.has_flag(uapi::P2PGPU_PEER_STRICT)
 }
 
+/// Whether no work on the object is under way. That of importers ends when they are told.
+fn is_idle(obj: &Object) -> bool {
+    obj.resv().is_idle(Usage::Read)
+}
+
 /// What came of asking an object to leave.
 #[derive(PartialEq, Eq)]
 enum Left {
     Yes,
-    /// Somebody uses it.
-    Locked,
+    /// Somebody uses it at this moment.
+    Used,
     No,
 }
 
@@ -239,10 +249,13 @@ fn evict(dev: &DrmDevice, gpu: &Gpu<'_>, offset: u64) -> Left {
         return Left::Yes;
     };
     let Some(guard) = obj.resv().try_lock() else {
-        return Left::Locked;
+        return Left::Used;
     };
     if !can_leave(&obj.state.lock()) {
         return Left::No;
+    }
+    if !is_idle(&obj) {
+        return Left::Used;
     }
     // One that cannot leave just yields nothing: the next one is asked.
     if migrate::migrate(&obj, gpu, guard.held(), PlacementKind::System).is_err() {

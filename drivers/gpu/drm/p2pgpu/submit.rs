@@ -20,6 +20,7 @@ use crate::{
         Extent,
         DIGEST_SIZE, //
     },
+    evict,
     gem::{
         self,
         Object,
@@ -322,6 +323,7 @@ pub(crate) fn submit<'drm>(
     let mut placements = KVec::with_capacity(objects.len(), GFP_KERNEL)?;
     let mut maps: KVec<SharedMapping<'drm>> = KVec::with_capacity(objects.len(), GFP_KERNEL)?;
     for used in &objects {
+        evict::bring_back(&used.obj, gpu, locks.held(used.obj.resv())?);
         let placement = used.obj.placement();
         if let Placement::System(pages) = &placement {
             let map = SharedMapping::new(pages.clone(), gpu.bound(), DataDirection::Bidirectional)?;
