@@ -5,10 +5,15 @@
 //! The state of the slots outlives the hardware: importers may unmap after the device is gone.
 //! The page table and the ring that flushes it belong to the bound device.
 
+mod lease;
 mod promise;
 mod show;
 
-pub(crate) use self::show::NotShown;
+use self::lease::Aside;
+pub(crate) use self::{
+    lease::Lease,
+    show::NotShown, //
+};
 
 use crate::{
     driver::Gpu,
@@ -55,6 +60,8 @@ struct State {
     slots: Slots<KernelMemory>,
     /// Slots that are about to be promised or to drain, and are not lent meanwhile.
     claimed: u32,
+    /// Leases that peers have given back a moment ago: see [`Aperture::lock`].
+    aside: Aside,
 }
 
 impl State {
@@ -94,6 +101,7 @@ impl Aperture {
                 State {
                     slots: Slots::new(u32::try_from(count)?)?,
                     claimed: 0,
+                    aside: Aside::new()?,
                 },
                 "p2pgpu::aperture::state"
             ),
@@ -126,7 +134,7 @@ impl Aperture {
 
     /// After a reset: the device has forgotten all translations.
     pub(crate) fn resume(&self, gpu: &Gpu<'_>) -> Result {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         gpu.table.clear()?;
         state.slots.forget();
         self.broken.store(false, Relaxed);
@@ -163,12 +171,12 @@ impl Aperture {
         if self.is_broken() {
             return 0;
         }
-        self.state.lock().available(Class::Lent)
+        self.lock().available(Class::Lent)
     }
 
     /// Slots by state.
     pub(crate) fn counts(&self) -> Counts {
-        self.state.lock().slots.counts()
+        self.lock().slots.counts()
     }
 
     /// Slots that are claimed.
@@ -178,7 +186,7 @@ impl Aperture {
 
     /// Calls `each` with the state of every slot, in order.
     pub(crate) fn for_each(&self, mut each: impl FnMut(Slot)) {
-        let state = self.state.lock();
+        let state = self.lock();
         let mut id = 0;
         while let Some(slot) = state.slots.get(id) {
             each(slot);
@@ -197,7 +205,7 @@ impl Aperture {
 
     /// Slots that show pages of the object, and those that peers hold.
     pub(crate) fn usage(&self, pages: NamedPages<'_>) -> Result<(u32, u32)> {
-        let state = self.state.lock();
+        let state = self.lock();
         let (mut shown, mut held) = (0, 0);
         for index in 0..pages.vram.count() {
             let slot = state.slots.get(pages.vram.hint(index));
@@ -223,7 +231,7 @@ fn holds(slot: Option<Slot>, name: PageName) -> Option<Class> {
 
 /// The aperture's ranges that `slots` make up, in their order, adjacent ones merged: physical
 /// address and length in bytes.
-pub(crate) fn ranges(gpu: &Gpu<'_>, slots: &[SlotId]) -> Result<KVVec<(PhysAddr, usize)>> {
+fn ranges(gpu: &Gpu<'_>, slots: &[SlotId]) -> Result<KVVec<(PhysAddr, usize)>> {
     let mut ranges: KVVec<(PhysAddr, usize)> = KVVec::new();
     let mut previous = None;
     for &slot in slots {

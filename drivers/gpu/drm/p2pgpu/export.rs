@@ -9,7 +9,7 @@
 
 use crate::{
     aperture::{
-        self,
+        Lease,
         NotShown, //
     },
     cgroup,
@@ -35,10 +35,7 @@ use crate::{
         refuse,
         Reason, //
     },
-    slots::{
-        Class,
-        SlotId, //
-    },
+    slots::Class,
     trace,
     vram::VramPages, //
 };
@@ -91,10 +88,7 @@ fn busy_is_no_space(error: Error) -> Error {
 /// What a mapping holds until its importer undoes it.
 pub(crate) enum Mapping {
     /// Slots, and the pages that they show.
-    Aperture {
-        slots: KVVec<SlotId>,
-        _vram: Arc<VramPages>,
-    },
+    Aperture { lease: Lease, _vram: Arc<VramPages> },
     /// Nothing: the pages stay with the table.
     System,
 }
@@ -256,10 +250,10 @@ impl<'a> View<'a> {
                 evict::bring_back(obj, gpu, held);
             }
             match obj.placement() {
-                Placement::Vram(vram) if is_peer(gpu, importer) => {
+                Placement::Vram(vram) if data.is_peer && importer.is_peer() => {
                     match self.hold_slots(gpu, &vram, held) {
-                        Ok(slots) => {
-                            let mapped = map_slots(obj, gpu, importer, (vram, slots), held, dir)?;
+                        Ok(lease) => {
+                            let mapped = map_slots(obj, gpu, importer, (vram, lease), held, dir)?;
                             self.trace(importer.device(), true).map();
                             return Ok(mapped);
                         }
@@ -346,7 +340,7 @@ impl<'a> View<'a> {
     /// Shows the pages in slots, which a peer holds then. If need be others are told to let go.
     ///
     /// `ENOSPC`: there are too few slots. An object that is promised slots always finds them.
-    fn hold_slots(&self, gpu: &Gpu<'_>, vram: &VramPages, held: Held<'_>) -> Result<KVVec<SlotId>> {
+    fn hold_slots(&self, gpu: &Gpu<'_>, vram: &VramPages, held: Held<'_>) -> Result<Lease> {
         let obj = self.obj;
         let class = match obj.state.lock().is_promised() {
             true => Class::Promised,
@@ -364,7 +358,7 @@ impl<'a> View<'a> {
         let mut last = false;
         loop {
             match dev.aperture.map(dev, gpu, named, self.pages.clone(), class) {
-                Ok(slots) => return Ok(slots),
+                Ok(lease) => return Ok(lease),
                 Err(NotShown::Failed(error)) => return Err(error),
                 Err(NotShown::Lent) => {}
             }
@@ -538,8 +532,8 @@ fn end(obj: &Object, waited: Result, mapping: Mapping) {
             state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
         }
     }
-    if let Mapping::Aperture { slots, .. } = &mapping {
-        unhold(obj, slots);
+    if let Mapping::Aperture { lease, _vram } = mapping {
+        unhold(obj, lease);
         obj.dev().activity.peer_unmaps.up();
     }
     obj.dev().mapping_count(-1);
@@ -558,31 +552,32 @@ fn map_slots<'a>(
     obj: &Object,
     gpu: &Gpu<'_>,
     importer: &'a ImporterInfo<'a>,
-    (vram, slots): (Arc<VramPages>, KVVec<SlotId>),
+    (vram, lease): (Arc<VramPages>, Lease),
     held: Held<'_>,
     dir: DataDirection,
 ) -> Result<(Table<'a>, Mapping)> {
-    let table = aperture::ranges(gpu, &slots)
-        .and_then(|ranges| importer.map_bar(&gpu.provider, &ranges, held, dir));
-    match table {
+    match importer.map_bar(&gpu.provider, lease.ranges(), held, dir) {
         Ok(table) => {
             let last_map = obj.dev().next_map();
             let mut state = mapped(obj);
             state.peer_maps += 1;
             state.aperture_mappings += 1;
             state.last_map = Some(last_map);
-            Ok((table, Mapping::Aperture { slots, _vram: vram }))
+            Ok((table, Mapping::Aperture { lease, _vram: vram }))
         }
         Err(error) => {
-            unhold(obj, &slots);
+            unhold(obj, lease);
             Err(error)
         }
     }
 }
 
-fn unhold(obj: &Object, slots: &[SlotId]) {
-    let released = gem::with_gpu(obj, |gpu| obj.dev().aperture.unmap(gpu, slots));
-    gem::report_lost_slots(released);
+fn unhold(obj: &Object, lease: Lease) {
+    let aperture = &obj.dev().aperture;
+    if let Some(lease) = aperture.set_aside(lease) {
+        let released = gem::with_gpu(obj, |gpu| aperture.unmap(gpu, &lease));
+        gem::report_lost_slots(released);
+    }
 }
 
 /// Forgets one importer, and its dma-buf with the last.

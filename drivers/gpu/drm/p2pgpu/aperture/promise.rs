@@ -33,7 +33,7 @@ impl Drop for Claim<'_> {
 impl Aperture {
     /// Keeps `count` slots from being lent, whatever is lent already.
     pub(crate) fn claim(&self, count: u32) -> Claim<'_> {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         state.claimed = state.claimed.saturating_add(count);
         Claim {
             aperture: self,
@@ -44,7 +44,7 @@ impl Aperture {
     /// Claims the slots that will drain if the pages of a promised object leave now, as peers
     /// hold them. `EBUSY`: with them the promises could not be kept.
     pub(crate) fn claim_drain(&self, pages: NamedPages<'_>) -> Result<Claim<'_>> {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let mut count = 0;
         for index in 0..pages.vram.count() {
             let slot = state.slots.get(pages.vram.hint(index));
@@ -68,7 +68,7 @@ impl Aperture {
         shown: Option<NamedPages<'_>>,
         claim: &Claim<'_>,
     ) -> Result<(), NoPromise> {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         // What others claim is as good as promised. It counts in the way, as it may yet end.
         let others = state.claimed.saturating_sub(claim.count);
         let slots = &mut state.slots;
@@ -88,7 +88,7 @@ impl Aperture {
 
     /// Takes back the promise to an object of `count` pages.
     pub(crate) fn unpromise(&self, shown: Option<NamedPages<'_>>, count: u32) {
-        let slots = &mut self.state.lock().slots;
+        let slots = &mut self.lock().slots;
         slots.unpromise(count);
         reclass(slots, shown, Class::Lent);
     }

@@ -6,7 +6,9 @@ use super::{
     holds,
     shows,
     Aperture,
-    NamedPages, //
+    Lease,
+    NamedPages,
+    State, //
 };
 use crate::{
     driver::{
@@ -72,7 +74,7 @@ impl Aperture {
         let first = index - index % FAULT_GROUP;
         let group = first..pages.vram.count().min(first + FAULT_GROUP);
         let mut missing = Group::new();
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         self.check()?;
         let takable = state.available(Class::Promised);
         let slots = &mut state.slots;
@@ -124,7 +126,8 @@ impl Aperture {
         Ok(outcome)
     }
 
-    /// Shows the pages `range` for a peer, which holds the slots until [`Aperture::unmap`].
+    /// Shows the pages `range` for a peer, which holds the slots until [`Aperture::set_aside`] or
+    /// [`Aperture::unmap`].
     ///
     /// On an error nothing has changed.
     pub(crate) fn map(
@@ -134,95 +137,30 @@ impl Aperture {
         pages: NamedPages<'_>,
         range: Range<usize>,
         class: Class,
-    ) -> Result<KVVec<SlotId>, NotShown> {
-        let mut held = KVVec::with_capacity(range.len(), GFP_KERNEL)?;
-        let mut missing = KVVec::new();
+    ) -> Result<Lease, NotShown> {
+        let first = pages.name(range.start)?;
         let mut state = self.state.lock();
         self.check()?;
-
-        // As a rule a mapping comes back to pages that are still shown: one look at each.
-        let enough = u32::try_from(range.len())? <= state.available(class);
-        let slots = &mut state.slots;
-        let all_shown = enough
-            && range.clone().all(|index| {
-                let slot = pages.vram.hint(index);
-                let is_held = pages
-                    .name(index)
-                    .is_ok_and(|name| slots.hold(slot, name, class));
-                // There is room for all of them.
-                is_held && held.push_within_capacity(slot).is_ok()
-            });
-        if all_shown {
-            return Ok(held);
+        // As a rule a mapping comes back to what was given back a moment ago.
+        if let Some(lease) = state.aside.take(first, range.len(), class) {
+            return Ok(lease);
         }
-        for &slot in &held {
-            slots.unhold(slot);
-        }
-        held.clear();
-
-        // Pages that no peer holds yet, shown or not.
-        let mut fresh = 0u32;
-        for index in range.clone() {
-            let slot = state.slots.get(pages.vram.hint(index));
-            let name = pages.name(index)?;
-            if holds(slot, name).is_none() {
-                fresh += 1;
-            }
-            if !shows(slot, name) {
-                missing.push(index, GFP_KERNEL)?;
-            }
-        }
-        let short = fresh.saturating_sub(state.available(class));
-        let slots = &mut state.slots;
-        if short != 0 {
-            let mut others = slots.counts().lent;
-            for index in range {
-                let slot = slots.get(pages.vram.hint(index));
-                let own = holds(slot, pages.name(index)?) == Some(Class::Lent);
-                others = others.saturating_sub(own.into());
-            }
-            return Err(match short <= others {
-                true => NotShown::Lent,
-                false => ENOSPC.into(),
-            });
-        }
-
-        let found = (|| {
-            // Those that are shown are held first: they are not taken for the others.
-            for index in range.clone() {
-                let (slot, name) = (pages.vram.hint(index), pages.name(index)?);
-                if slots.hold(slot, name, class) {
-                    held.push(slot, GFP_KERNEL)?;
-                } else if shows(slots.get(slot), name) {
-                    return Err(EOVERFLOW);
-                }
-            }
-            show(dev, gpu, slots, pages, &missing)
-        })();
-        if let Err(error) = found {
+        state.settle();
+        let held = hold(&mut state, dev, gpu, pages, range, class)?;
+        Lease::new(gpu, first, class, held).map_err(|(held, error)| {
             for slot in held {
-                slots.unhold(slot);
+                state.slots.unhold(slot);
             }
-            return Err(error.into());
-        }
-
-        // All pages are shown now: list their slots in the order of the pages.
-        held.clear();
-        for index in range {
-            let slot = pages.vram.hint(index);
-            if missing.binary_search(&index).is_ok() {
-                slots.hold(slot, pages.name(index)?, class);
-            }
-            held.push(slot, GFP_KERNEL)?;
-        }
-        Ok(held)
+            error.into()
+        })
     }
 
     /// A peer lets go of the slots that [`Aperture::map`] gave it.
     ///
     /// Without hardware the translations are gone already.
-    pub(crate) fn unmap(&self, gpu: Option<&Gpu<'_>>, held: &[SlotId]) -> Result {
-        let mut state = self.state.lock();
+    pub(crate) fn unmap(&self, gpu: Option<&Gpu<'_>>, lease: &Lease) -> Result {
+        let held = lease.slots();
+        let mut state = self.lock();
         let slots = &mut state.slots;
         let mut flush = Flush::new(self, gpu);
         // An error keeps slots from being used again, but not their holders from letting go.
@@ -246,7 +184,7 @@ impl Aperture {
     /// The caller has zapped the CPU mappings, and holds off new ones. The slots that drain of an
     /// object that is promised were claimed.
     pub(crate) fn release(&self, gpu: Option<&Gpu<'_>>, pages: NamedPages<'_>) -> Result {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let slots = &mut state.slots;
         let mut flush = Flush::new(self, gpu);
         let mut cleared = Ok(());
@@ -260,6 +198,99 @@ impl Aperture {
         slots.give_back_many((0..pages.vram.count()).map(|index| pages.vram.hint(index)));
         Ok(())
     }
+}
+
+/// Shows the pages `range`, and holds their slots for a peer, which are returned in the order of the
+/// pages.
+///
+/// On an error nothing has changed.
+fn hold(
+    state: &mut State,
+    dev: &DrmDevice,
+    gpu: &Gpu<'_>,
+    pages: NamedPages<'_>,
+    range: Range<usize>,
+    class: Class,
+) -> Result<KVVec<SlotId>, NotShown> {
+    let mut held = KVVec::with_capacity(range.len(), GFP_KERNEL)?;
+    let mut missing = KVVec::new();
+
+    // Pages that are still shown need: one look at each.
+    let enough = u32::try_from(range.len())? <= state.available(class);
+    let slots = &mut state.slots;
+    let all_shown = enough
+        && range.clone().all(|index| {
+            let slot = pages.vram.hint(index);
+            let is_held = pages
+                .name(index)
+                .is_ok_and(|name| slots.hold(slot, name, class));
+            // There is room for all of them.
+            is_held && held.push_within_capacity(slot).is_ok()
+        });
+    if all_shown {
+        return Ok(held);
+    }
+    for &slot in &held {
+        slots.unhold(slot);
+    }
+    held.clear();
+
+    // Pages that no peer holds yet, shown or not.
+    let mut fresh = 0u32;
+    for index in range.clone() {
+        let slot = state.slots.get(pages.vram.hint(index));
+        let name = pages.name(index)?;
+        if holds(slot, name).is_none() {
+            fresh += 1;
+        }
+        if !shows(slot, name) {
+            missing.push(index, GFP_KERNEL)?;
+        }
+    }
+    let short = fresh.saturating_sub(state.available(class));
+    let slots = &mut state.slots;
+    if short != 0 {
+        let mut others = slots.counts().lent;
+        for index in range {
+            let slot = slots.get(pages.vram.hint(index));
+            let own = holds(slot, pages.name(index)?) == Some(Class::Lent);
+            others = others.saturating_sub(own.into());
+        }
+        return Err(match short <= others {
+            true => NotShown::Lent,
+            false => ENOSPC.into(),
+        });
+    }
+
+    let found = (|| {
+        // Those that are shown are held first: they are not taken for the others.
+        for index in range.clone() {
+            let (slot, name) = (pages.vram.hint(index), pages.name(index)?);
+            if slots.hold(slot, name, class) {
+                held.push(slot, GFP_KERNEL)?;
+            } else if shows(slots.get(slot), name) {
+                return Err(EOVERFLOW);
+            }
+        }
+        show(dev, gpu, slots, pages, &missing)
+    })();
+    if let Err(error) = found {
+        for slot in held {
+            slots.unhold(slot);
+        }
+        return Err(error.into());
+    }
+
+    // All pages are shown now: list their slots in the order of the pages.
+    held.clear();
+    for index in range {
+        let slot = pages.vram.hint(index);
+        if missing.binary_search(&index).is_ok() {
+            slots.hold(slot, pages.name(index)?, class);
+        }
+        held.push(slot, GFP_KERNEL)?;
+    }
+    Ok(held)
 }
 
 /// Shows the pages `missing`, which no slot shows, in adjacent slots if there are such. One flush.
