@@ -313,7 +313,9 @@ impl Machine {
                 Kind::Flags(mask) => number & !u64::from(mask) == 0,
                 Kind::Entries => number.is_power_of_two() && (4..=2048).contains(&number),
                 Kind::Capacity => (1..=4096).contains(&number),
-                Kind::Of(Name::Handle | Name::Key | Name::Pair | Name::Context) if self.lost.contains(&file) => {
+                Kind::Of(Name::Handle | Name::Key | Name::Pair | Name::Context)
+                    if self.lost.contains(&file) =>
+                {
                     true
                 }
                 Kind::Of(Name::Handle) => self.objects.contains_key(&(file, number)),
