@@ -525,10 +525,16 @@ fn is_lost(what: &str, state: u32) {
     let [bad, good] = [0, 1].map(|_| Context::new(&gpu));
     let [a, b] = [0, 1].map(|_| filled(&gpu, 1, Placement::Vram, 8));
     let done = [0, 1, 2].map(|_| Syncobj::new(&gpu));
+    // Contexts take turns: the other one's job is queued, but not yet ready.
+    let timeline = swsync::Timeline::new();
+    let gate = Syncobj::new(&gpu);
+    gate.import_sync_file(&timeline.fence(1));
     let injected = Injected::new(what);
     bad.submit(&[fill(&a, 1, 4)], &[], &[binary(&done[0])]);
     bad.submit(&[fill(&a, 2, 4)], &[], &[binary(&done[1])]);
-    good.submit(&[fill(&b, 3, 4)], &[], &[binary(&done[2])]);
+    good.submit(&[fill(&b, 3, 4)], &[binary(&gate)], &[binary(&done[2])]);
+    assert_eq!(done[0].__wait(PATIENCE, 0), Ok(()));
+    timeline.advance(1);
     for done in &done {
         assert_eq!(done.__wait(PATIENCE, 0), Ok(()));
     }

@@ -110,6 +110,7 @@ pub fn events_that_there_are() {
         "migrate",
         "pressure",
         "refuse",
+        "submit",
         "unmap",
     ];
     assert_eq!(names, expected);
