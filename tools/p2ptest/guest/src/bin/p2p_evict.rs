@@ -221,11 +221,12 @@ fn cpu_mapping_survives() {
 fn registered_comes_back() {
     let rig = Rig::open();
     let gpu = &rig.gpu[1];
-    let sink = gpu.create_evictable(SIZE);
+    let size = rig.bulk_size();
+    let sink = gpu.create_evictable(size);
     sink.set_exportable(true);
     let fd = sink.export();
-    let region = rig.nic[1].register(&fd, ACCESS_ALL, SIZE);
-    let source = rig.register(0, SIZE, Placement::Vram);
+    let region = rig.nic[1].register(&fd, ACCESS_ALL, size);
+    let source = rig.register(0, size, Placement::Vram);
     let wire = rig.connect(4);
     let ballast = fill_all_but(gpu, 0);
     for round in 0..3 {
@@ -233,11 +234,11 @@ fn registered_comes_back() {
         wire.write(&source.region, &region);
         let has_route = Topology::current() != Topology::None;
         assert_eq!(is_in_vram(&sink), has_route, "round {round}");
-        assert_eq!(sink.checksum(0, SIZE), digest(round, SIZE));
+        assert_eq!(sink.checksum(0, size), digest(round, size));
         assert!(is_in_vram(&sink) || !has_route);
         if has_route {
             let before = sink.info().invalidations;
-            gpu.create(SIZE, Placement::Vram).close();
+            gpu.create(size, Placement::Vram).close();
             assert!(!is_in_vram(&sink), "round {round}");
             assert!(sink.info().invalidations > before, "the NIC was told");
         }
