@@ -96,7 +96,7 @@ pub fn numbers(text: &str) -> Result<Numbers, Malformed> {
     for (index, line) in text.lines().enumerate() {
         let pair = line.split_once(' ').and_then(|(name, number)| {
             let good = !name.is_empty() && number.starts_with(|c: char| c.is_ascii_digit());
-            Some((name, number.parse().ok()?)).filter(|_| good)
+            good.then_some((name, number.parse().ok()?))
         });
         let (name, number) = pair.ok_or_else(|| bad_line(index, line))?;
         if numbers.insert(name.to_owned(), number).is_some() {
