@@ -360,9 +360,14 @@ impl<'drm> Scheduler<'drm> {
             }
         }
         // A context without a file and without jobs is none.
-        state
-            .lanes
-            .retain(|lane| !lane.jobs.is_empty() || !lane.context.is_closed());
+        let mut at = 0;
+        while let Some(lane) = state.lanes.get(at) {
+            if lane.jobs.is_empty() && lane.context.is_closed() {
+                drop(state.lanes.remove(at));
+            } else {
+                at += 1;
+            }
+        }
         drop(state);
         if freed {
             self.kick.reap();
