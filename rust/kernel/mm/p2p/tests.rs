@@ -57,6 +57,9 @@ mod region {
         u64::try_from((map.end - map.start) / PAGE_SIZE).unwrap_or(u64::MAX)
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with a map of a VMA that has [`VM_OPS`].
     unsafe extern "C" fn p2p_map(
         vma: *mut bindings::vm_area_struct,
         map: *mut bindings::p2p_vma_map,
@@ -70,6 +73,9 @@ mod region {
         0
     }
 
+    /// # Safety
+    ///
+    /// Called by the core with a map that `p2p_map` was called for.
     unsafe extern "C" fn p2p_unmap(map: *mut bindings::p2p_vma_map) {
         // SAFETY: The core passes its own structure.
         UNMAPPED.fetch_add(pages_of(unsafe { &*map }), Relaxed);
@@ -81,6 +87,9 @@ mod region {
         ..pin_init::zeroed()
     };
 
+    /// # Safety
+    ///
+    /// Called by the memory management with a VMA that is being made.
     unsafe extern "C" fn mmap(
         file: *mut bindings::file,
         vma: *mut bindings::vm_area_struct,
