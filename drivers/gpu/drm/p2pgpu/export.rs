@@ -158,6 +158,14 @@ pub(crate) struct Attachment {
     is_peer: bool,
 }
 
+impl Attachment {
+    /// Whether the importer can be given slots: the route is as it was, but the core may have taken
+    /// the importer's leave to be a peer away.
+    fn can_peer(&self, importer: &ImporterInfo<'_>) -> bool {
+        self.is_peer && importer.is_peer()
+    }
+}
+
 /// What a dma-buf shows: an object, or some pages of it.
 struct View<'a> {
     obj: &'a Object,
@@ -213,10 +221,11 @@ impl<'a> View<'a> {
             let count = pins.checked_add(1).ok_or(ENOSPC)?;
             // It is to be where all who are attached can use it, unless others hold it there.
             let shared = pins == 0 && !strict && obj.importers.lock().without_slots != 0;
-            if pins == 0 && !shared && is_peer(gpu, importer) {
+            let peer = !shared && data.can_peer(importer);
+            if peer {
                 evict::bring_back(obj, gpu, held);
             }
-            if shared || !is_peer(gpu, importer) {
+            if !peer {
                 // The core takes EBUSY for a bug of ours.
                 fall_back(obj, gpu, importer.device(), held).map_err(busy_is_no_space)?;
             } else if obj.placement().kind() == Some(PlacementKind::Vram) {
@@ -246,11 +255,12 @@ impl<'a> View<'a> {
             if reads_only && !matches!(dir, DataDirection::ToDevice) {
                 return Err(refuse(obj, Reason::ReadOnly));
             }
-            if is_peer(gpu, importer) {
+            let peer = data.can_peer(importer);
+            if peer {
                 evict::bring_back(obj, gpu, held);
             }
             match obj.placement() {
-                Placement::Vram(vram) if data.is_peer && importer.is_peer() => {
+                Placement::Vram(vram) if peer => {
                     match self.hold_slots(gpu, &vram, held) {
                         Ok(lease) => {
                             let mapped = map_slots(obj, gpu, importer, (vram, lease), held, dir)?;
