@@ -91,6 +91,19 @@ struct State {
     pins: u32,
 }
 
+impl State {
+    /// Nothing held yet. Not generic, so that all attachments have one class of locks: a generic
+    /// function is compiled in every module that uses it, and gives its class another name in each.
+    #[inline(never)]
+    fn new() -> impl PinInit<Mutex<Self>> {
+        let state = Self {
+            mappings: KVec::new(),
+            pins: 0,
+        };
+        new_mutex!(state, "dma_buf::importer::state")
+    }
+}
+
 /// What an attachment's callback needs; its address is the importer's private pointer.
 #[pin_data]
 struct Inner<T> {
@@ -173,13 +186,9 @@ impl<T: Importer> Attachment<T> {
         data: impl PinInit<T, Error>,
         ops: *const bindings::dma_buf_attach_ops,
     ) -> Result<Self> {
-        let state = State {
-            mappings: KVec::new(),
-            pins: 0,
-        };
         let inner = KBox::pin_init(
             try_pin_init!(Inner {
-                state <- new_mutex!(state, "dma_buf::importer::state"),
+                state <- State::new(),
                 data <- data,
             }? Error),
             GFP_KERNEL,
