@@ -23,16 +23,16 @@ use crate::{
     device::Device,
     dma::DataDirection,
     error::from_err_ptr,
-    io::PhysAddr,
-    new_mutex,
-    pci::p2pdma::Provider,
+    pci::p2pdma::{
+        Provider,
+        Ranges,
+        Route, //
+    },
     prelude::*,
-    sync::{
-        Arc,
-        Mutex, //
-    }, //
+    sync::Arc, //
 };
 use core::{
+    cell::UnsafeCell,
     ffi::c_void,
     marker::PhantomData,
     ops::Range,
@@ -116,6 +116,8 @@ pub trait Exporter: Sized + 'static {
 /// `raw` is a valid attachment for all of `'a`.
 pub struct ImporterInfo<'a> {
     raw: NonNull<bindings::dma_buf_attachment>,
+    /// In callbacks with the reservation lock held.
+    spare: Option<&'a Spare>,
     _attachment: PhantomData<&'a ()>,
 }
 
@@ -163,38 +165,40 @@ impl ImporterInfo<'_> {
         unsafe { bindings::dma_buf_attach_revocable(self.raw.as_ptr()) }
     }
 
-    /// Maps ranges of a BAR for the importer: pairs of physical address and length in bytes,
-    /// multiples of the page size. Called from [`Exporter::map`].
+    /// Maps ranges of a BAR for the importer. Called from [`Exporter::map`].
     ///
-    /// `EINVAL`: there is no route, `ranges` is empty, or a range is not of whole pages of the BAR.
+    /// If the importer has just given back a table of the same `ranges`, not only of equal ones, and
+    /// there was nothing to undo, it gets that again: then the number of ranges does not matter.
+    ///
+    /// `EINVAL`: there is no route, or `ranges` is empty, or of another provider.
     pub fn map_bar<'a>(
         &'a self,
         provider: &Provider<'_>,
-        ranges: &[(PhysAddr, usize)],
+        ranges: &Arc<Ranges>,
         held: Held<'_>,
         dir: DataDirection,
     ) -> Result<Table<'a>> {
         held.check(self.dmabuf().resv())?;
-
-        let mut vec = KVVec::with_capacity(ranges.len(), GFP_KERNEL)?;
-        let mut size = 0usize;
-        for &(paddr, len) in ranges {
-            if !provider.has_pages(paddr, len) {
-                return Err(EINVAL);
-            }
-            vec.push(bindings::phys_vec { paddr, len }, GFP_KERNEL)?;
-            size = size.checked_add(len).ok_or(EOVERFLOW)?;
+        if !ranges.is_of(provider) {
+            return Err(EINVAL);
+        }
+        // SAFETY: The lock is held, and nobody keeps a reference while the exporter is called.
+        let spare = self.spare.and_then(|spare| unsafe { spare.get() }.take());
+        let fits = |table: &BarTable| Arc::ptr_eq(&table.ranges, ranges) && table.dir == dir;
+        if let Some(table) = spare.filter(fits) {
+            return Ok(Table(Backing::Bar(table), PhantomData));
         }
 
+        let vec = ranges.as_slice();
         // SAFETY: The attachment is valid and the reservation lock is held; `vec` holds ranges of
-        // the provider's BAR, of `size` bytes in all.
+        // the provider's BAR, of so many bytes in all, and is only read.
         let sgt = from_err_ptr(unsafe {
             bindings::dma_buf_phys_vec_to_sgt(
                 self.raw.as_ptr(),
                 provider.as_raw(),
-                vec.as_mut_ptr(),
+                vec.as_ptr().cast_mut(),
                 vec.len(),
-                size,
+                ranges.size(),
                 dir.into(),
             )
         })?;
@@ -205,6 +209,8 @@ impl ImporterInfo<'_> {
             sgt,
             raw: self.raw,
             dir,
+            ranges: ranges.clone(),
+            is_list: provider.route(self.device()) == Route::Switch,
         };
         Ok(Table(Backing::Bar(table), PhantomData))
     }
@@ -234,13 +240,37 @@ impl ImporterInfo<'_> {
 ///
 /// # Invariants
 ///
-/// `sgt` was made for the attachment `raw` in direction `dir`. The value is dropped while the
-/// attachment is valid and its reservation lock is held: in the callback that made it, or in that
-/// which unmaps it.
+/// `sgt` was made of `ranges` for the attachment `raw` in direction `dir`. The value is dropped
+/// while the attachment is valid and its reservation lock is held: in the callback that made it, in
+/// one that maps or unmaps after that, or before the attachment ends.
 struct BarTable {
     sgt: NonNull<bindings::sg_table>,
     raw: NonNull<bindings::dma_buf_attachment>,
     dir: DataDirection,
+    ranges: Arc<Ranges>,
+    /// It is a list of bus addresses and nothing else: nothing has to be undone when the importer
+    /// gives it back.
+    is_list: bool,
+}
+
+/// The last table that an importer has given back, if it is a list.
+type Spare = ByResv<Option<BarTable>>;
+
+/// What is used with the reservation lock held only.
+struct ByResv<T>(UnsafeCell<T>);
+
+// SAFETY: The lock gives it to one thread at a time.
+unsafe impl<T: Send> Sync for ByResv<T> {}
+
+impl<T> ByResv<T> {
+    /// # Safety
+    ///
+    /// The reservation lock is held, and this is the only reference for as long as it lives.
+    #[expect(clippy::mut_from_ref)]
+    unsafe fn get(&self) -> &mut T {
+        // SAFETY: By the safety requirements.
+        unsafe { &mut *self.0.get() }
+    }
 }
 
 // SAFETY: Tables are plain memory.
@@ -282,12 +312,11 @@ struct Record<M> {
     mapping: M,
 }
 
-/// The private data of an attachment.
-#[pin_data]
+/// The private data of an attachment. What is used with the lock held is not while the exporter is
+/// called.
 struct Attached<E: Exporter> {
-    /// Changed with the reservation lock held; the mutex is never held over a call out.
-    #[pin]
-    records: Mutex<KVec<Record<E::Mapping>>>,
+    records: ByResv<KVec<Record<E::Mapping>>>,
+    spare: Spare,
     data: E::Attachment,
 }
 
@@ -330,6 +359,7 @@ impl<E: Exporter> Ops<E> {
         let importer = ImporterInfo {
             // SAFETY: The core passes no null pointers.
             raw: unsafe { NonNull::new_unchecked(raw) },
+            spare: None,
             _attachment: PhantomData,
         };
         (importer, source)
@@ -365,17 +395,16 @@ impl<E: Exporter> Ops<E> {
             .map_err(Error::from)
             .and_then(|room| {
                 let data = E::attach(source, &importer)?;
-                room.write_pin_init(try_pin_init!(Attached::<E> {
-                    records <- new_mutex!(KVec::new(), "dma_buf::exporter::records"),
+                Ok(room.write(Attached {
+                    records: ByResv(UnsafeCell::new(KVec::new())),
+                    spare: ByResv(UnsafeCell::new(None)),
                     data,
-                }? Error))
+                }))
             });
         match attached {
             Ok(attached) => {
-                // SAFETY: Nothing moves out of the box until `detach`.
-                let attached = KBox::into_raw(unsafe { Pin::into_inner_unchecked(attached) });
                 // SAFETY: The attachment is valid, and its private pointer is the exporter's.
-                unsafe { (*raw).priv_ = attached.cast() };
+                unsafe { (*raw).priv_ = KBox::into_raw(attached).cast() };
                 0
             }
             Err(error) => error.to_errno(),
@@ -390,10 +419,15 @@ impl<E: Exporter> Ops<E> {
         raw: *mut bindings::dma_buf_attachment,
     ) {
         // SAFETY: The core passes a valid attachment of our buffer, for the last time.
-        let (_, source) = unsafe { Self::importer(raw) };
+        let (importer, source) = unsafe { Self::importer(raw) };
         // SAFETY: `attach` put the box there, and nobody uses it any more.
         let attached = unsafe { KBox::from_raw((*raw).priv_.cast::<Attached<E>>()) };
-        E::detach(source, &attached.data);
+        let Attached { spare, data, .. } = KBox::into_inner(attached);
+        if let Some(spare) = spare.0.into_inner() {
+            let _guard = importer.dmabuf().resv().lock();
+            drop(spare);
+        }
+        E::detach(source, &data);
     }
 
     /// # Safety
@@ -427,11 +461,13 @@ impl<E: Exporter> Ops<E> {
         dir: bindings::dma_data_direction,
     ) -> *mut bindings::sg_table {
         // SAFETY: The core passes a valid attachment of our buffer, with the lock held.
-        let ((importer, source), attached, held) =
+        let ((mut importer, source), attached, held) =
             unsafe { (Self::importer(raw), Self::attached(raw), Self::held(raw)) };
+        importer.spare = Some(&attached.spare);
         let record = direction(dir).and_then(|dir| {
             // Room first: what has been mapped is not undone because memory ran out.
-            attached.records.lock().reserve(1, GFP_KERNEL)?;
+            // SAFETY: The lock is held, and the reference does not outlive the statement.
+            unsafe { attached.records.get() }.reserve(1, GFP_KERNEL)?;
             let (table, mapping) = E::map(source, &importer, &attached.data, held, dir)?;
             Ok(Record {
                 backing: table.0,
@@ -442,7 +478,8 @@ impl<E: Exporter> Ops<E> {
             Ok(mut record) => {
                 let sgt = record.backing.sgt();
                 // The room was reserved under the reservation lock, which is still held.
-                let pushed = attached.records.lock().push_within_capacity(record);
+                // SAFETY: As above.
+                let pushed = unsafe { attached.records.get() }.push_within_capacity(record);
                 match pushed {
                     Ok(()) => sgt,
                     Err(_) => ENOMEM.to_ptr(),
@@ -464,14 +501,21 @@ impl<E: Exporter> Ops<E> {
         let ((_, source), attached, held) =
             unsafe { (Self::importer(raw), Self::attached(raw), Self::held(raw)) };
         let record = {
-            let mut records = attached.records.lock();
+            // SAFETY: The lock is held, and the exporter is called when the reference is gone.
+            let records = unsafe { attached.records.get() };
             let found = records
                 .iter_mut()
                 .position(|record| core::ptr::eq(record.backing.sgt(), sgt));
             found.and_then(|index| records.remove(index).ok())
         };
         if let Some(Record { backing, mapping }) = record {
-            drop(backing);
+            match backing {
+                Backing::Bar(table) if table.is_list => {
+                    // SAFETY: As above.
+                    drop(unsafe { attached.spare.get() }.replace(table));
+                }
+                backing => drop(backing),
+            }
             E::unmap(source, &attached.data, held, mapping);
         }
     }

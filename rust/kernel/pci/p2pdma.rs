@@ -83,17 +83,15 @@ impl<'a> Provider<'a> {
         self.start.checked_add(offset).ok_or(EOVERFLOW)
     }
 
-    /// Whether the `len` bytes at `start` are whole pages of the BAR, at least one.
-    pub(crate) fn has_pages(&self, start: PhysAddr, len: usize) -> bool {
-        let Some(offset) = start.checked_sub(self.start) else {
-            return false;
-        };
-        // CAST: `usize` is not longer than `u64`.
-        let (page, len) = (PAGE_SIZE as u64, len as u64);
-        len != 0
-            && start.is_multiple_of(page)
-            && len.is_multiple_of(page)
-            && offset.checked_add(len).is_some_and(|end| end <= self.size)
+    /// Ranges of the BAR, none yet.
+    pub fn ranges(&self) -> Ranges {
+        Ranges {
+            provider: self.raw,
+            start: self.start,
+            bar_size: self.size,
+            vec: KVVec::new(),
+            size: 0,
+        }
     }
 
     /// How `peer` reaches the BAR.
@@ -111,6 +109,76 @@ impl<'a> Provider<'a> {
             }
             _ => Route::None,
         }
+    }
+}
+
+/// Ranges of the BAR of a provider, in the order in which an importer is to see them.
+///
+/// They can outlive the provider, but are mapped by it only.
+///
+/// # Invariants
+///
+/// Each one is of whole pages of the BAR of `provider`, at least one; they have `size` bytes in all.
+pub struct Ranges {
+    provider: NonNull<bindings::p2pdma_provider>,
+    start: PhysAddr,
+    bar_size: u64,
+    vec: KVVec<bindings::phys_vec>,
+    size: usize,
+}
+
+// SAFETY: The provider is only compared.
+unsafe impl Send for Ranges {}
+// SAFETY: As above.
+unsafe impl Sync for Ranges {}
+
+impl Ranges {
+    /// Adds the `len` bytes at `offset` of the BAR; it becomes part of the last range if it follows
+    /// that.
+    ///
+    /// `EINVAL`: they are not whole pages of the BAR, or none. On an error nothing has changed.
+    pub fn push(&mut self, offset: u64, len: usize) -> Result {
+        // CAST: `usize` is not longer than `u64`.
+        let (page, bytes) = (PAGE_SIZE as u64, len as u64);
+        let inside = offset
+            .checked_add(bytes)
+            .is_some_and(|end| end <= self.bar_size);
+        if len == 0 || !inside || !offset.is_multiple_of(page) || !bytes.is_multiple_of(page) {
+            return Err(EINVAL);
+        }
+        let size = self.size.checked_add(len).ok_or(EOVERFLOW)?;
+        let paddr = self.start.checked_add(offset).ok_or(EOVERFLOW)?;
+        // INVARIANT: It was checked; of two neighbours that are whole pages of the BAR one can be
+        // made.
+        match self.vec.last_mut() {
+            // CAST: As above.
+            Some(last) if last.paddr.checked_add(last.len as u64) == Some(paddr) => {
+                last.len = last.len.checked_add(len).ok_or(EOVERFLOW)?;
+            }
+            _ => self
+                .vec
+                .push(bindings::phys_vec { paddr, len }, GFP_KERNEL)?,
+        }
+        self.size = size;
+        Ok(())
+    }
+
+    /// Number of ranges.
+    pub fn count(&self) -> usize {
+        self.vec.len()
+    }
+
+    /// Number of bytes, of all of them.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    pub(crate) fn is_of(&self, provider: &Provider<'_>) -> bool {
+        self.provider == provider.raw
+    }
+
+    pub(crate) fn as_slice(&self) -> &[bindings::phys_vec] {
+        &self.vec
     }
 }
 

@@ -18,7 +18,10 @@ pub(crate) use self::{
 use crate::{
     driver::Gpu,
     memory::KernelMemory,
-    regs::SLOT_SIZE,
+    regs::{
+        SLOT_SHIFT,
+        SLOT_SIZE, //
+    },
     slots::{
         Class,
         Counts,
@@ -30,14 +33,15 @@ use crate::{
     vram::VramPages, //
 };
 use kernel::{
-    io::PhysAddr,
     new_mutex,
+    pci::p2pdma::Ranges,
     prelude::*,
     sync::{
         atomic::{
             Atomic,
             Relaxed, //
         },
+        Arc,
         Mutex, //
     }, //
 };
@@ -229,19 +233,11 @@ fn holds(slot: Option<Slot>, name: PageName) -> Option<Class> {
     }
 }
 
-/// The aperture's ranges that `slots` make up, in their order, adjacent ones merged: physical
-/// address and length in bytes.
-fn ranges(gpu: &Gpu<'_>, slots: &[SlotId]) -> Result<KVVec<(PhysAddr, usize)>> {
-    let mut ranges: KVVec<(PhysAddr, usize)> = KVVec::new();
-    let mut previous = None;
+/// The aperture's ranges that `slots` make up, in their order.
+fn ranges(gpu: &Gpu<'_>, slots: &[SlotId]) -> Result<Arc<Ranges>> {
+    let mut ranges = gpu.provider.ranges();
     for &slot in slots {
-        match ranges.last_mut() {
-            Some((_, len)) if previous.and_then(|p: SlotId| p.checked_add(1)) == Some(slot) => {
-                *len = len.checked_add(SLOT_SIZE).ok_or(EOVERFLOW)?;
-            }
-            _ => ranges.push((gpu.aperture_phys(slot)?, SLOT_SIZE), GFP_KERNEL)?,
-        }
-        previous = Some(slot);
+        ranges.push(u64::from(slot) << SLOT_SHIFT, SLOT_SIZE)?;
     }
-    Ok(ranges)
+    Ok(Arc::new(ranges, GFP_KERNEL)?)
 }

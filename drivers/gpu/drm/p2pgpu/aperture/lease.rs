@@ -25,8 +25,9 @@ use crate::{
 };
 use core::ops::DerefMut;
 use kernel::{
-    io::PhysAddr,
-    prelude::*, //
+    pci::p2pdma::Ranges,
+    prelude::*,
+    sync::Arc, //
 };
 
 /// The most leases that are set aside.
@@ -38,7 +39,7 @@ pub(crate) struct Lease {
     first: PageName,
     class: Class,
     slots: KVVec<SlotId>,
-    ranges: KVVec<(PhysAddr, usize)>,
+    ranges: Arc<Ranges>,
 }
 
 impl Lease {
@@ -66,7 +67,7 @@ impl Lease {
     }
 
     /// The aperture's ranges that the slots make up, in their order.
-    pub(crate) fn ranges(&self) -> &[(PhysAddr, usize)] {
+    pub(crate) fn ranges(&self) -> &Arc<Ranges> {
         &self.ranges
     }
 }
