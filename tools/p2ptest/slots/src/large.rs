@@ -146,11 +146,11 @@ fn at_most_sixteen_bytes_a_slot() {
 
 #[test]
 fn no_memory_and_too_many_slots_are_errors() {
-    for left in 0..3 {
+    for left in 0..4 {
         LEFT.set(left);
         assert_eq!(Slots::<CountedMemory>::new(1000).err(), Some("no memory"));
     }
-    LEFT.set(3);
+    LEFT.set(4);
     assert!(Slots::<CountedMemory>::new(1000).is_ok());
     let too_many = Slots::<HostMemory>::new(MAX_SLOTS + 1);
     assert_eq!(too_many.err(), Some("too many slots"));

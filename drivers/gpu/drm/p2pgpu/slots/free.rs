@@ -7,8 +7,9 @@
 //! and anywhere in it. So a run is found wherever one exists, in a number of steps that grows with
 //! the height of the tree only.
 //!
-//! Changes of many slots are made word by word in their order. The tree is repaired behind them,
-//! each node once: only nodes above the *pending* word, the last one changed, may be out of date.
+//! Changes of many slots are made in their order, by groups of words: the children of a lowest node.
+//! The tree is repaired behind them, each node once: only that of the *pending* group, the last one
+//! changed, and the nodes above it may be out of date.
 
 use super::{
     index,
@@ -39,6 +40,42 @@ pub(crate) struct Runs {
 }
 
 impl Runs {
+    /// The runs of words side by side.
+    fn of_words(words: &[u64]) -> Self {
+        let mut head = 0;
+        for word in words {
+            head += word.trailing_ones();
+            if *word != u64::MAX {
+                break;
+            }
+        }
+        let mut longest = head;
+        // Free slots right before the word.
+        let mut run = 0;
+        for &word in words {
+            match word {
+                0 => {
+                    longest = longest.max(run);
+                    run = 0;
+                }
+                u64::MAX => run += WORD_BITS,
+                _ => {
+                    longest = longest.max(run + word.trailing_ones());
+                    run = word.leading_ones();
+                    // As a rule there is none.
+                    if run_in_word(word, longest + 1).is_some() {
+                        longest = longest_run(word);
+                    }
+                }
+            }
+        }
+        Self {
+            head,
+            tail: run,
+            longest: longest.max(run),
+        }
+    }
+
     fn of_word(word: u64) -> Self {
         Self {
             head: word.trailing_ones(),
@@ -48,21 +85,30 @@ impl Runs {
     }
 
     /// The runs of neighbours, of `span` slots each, together.
-    fn join(parts: impl Iterator<Item = Self>, span: u32) -> Self {
-        let mut all = Self::default();
-        let mut covered = 0;
+    fn join(parts: &[Self], span: u32) -> Self {
+        let mut head = 0;
         for part in parts {
-            if all.head == covered {
-                all.head += part.head;
+            head += part.head;
+            if part.head != span {
+                break;
             }
-            all.longest = all.longest.max(part.longest).max(all.tail + part.head);
-            all.tail = match part.longest == span {
-                true => all.tail + span,
-                false => part.tail,
-            };
-            covered += span;
         }
-        all
+        let mut longest = head;
+        // Free slots right before the part.
+        let mut run = 0;
+        for part in parts {
+            if part.longest == span {
+                run += span;
+                continue;
+            }
+            longest = longest.max(run + part.head).max(part.longest);
+            run = part.tail;
+        }
+        Self {
+            head,
+            tail: run,
+            longest: longest.max(run),
+        }
     }
 }
 
@@ -124,7 +170,7 @@ struct Level {
 /// # Invariants
 ///
 /// Bits past the last slot are zeros. `count` is the number of ones. Except in the methods that
-/// take a pending word, every node has the runs of its children.
+/// take a pending group, every node has the runs of its children.
 #[derive(Clone)]
 pub(super) struct FreeMap<M: Storage> {
     total: u32,
@@ -136,7 +182,7 @@ pub(super) struct FreeMap<M: Storage> {
     height: usize,
 }
 
-/// The word that was changed last, if nodes above it may be out of date.
+/// The group of words that was changed last, if its node and those above may be out of date.
 type Pending = Option<usize>;
 
 impl<M: Storage> FreeMap<M> {
@@ -189,22 +235,29 @@ impl<M: Storage> FreeMap<M> {
     /// how many.
     pub(super) fn take_each(&mut self, count: u32, mut each: impl FnMut(SlotId)) -> u32 {
         let count = count.min(self.count);
+        self.count -= count;
         let mut left = count;
         let mut pending = None;
-        let mut next = self.first_from(0).filter(|_| left != 0);
-        while let Some(at) = next {
-            // There is no word past the last slot, which has a number.
-            let first = slot(at, 0).unwrap_or(0);
-            let mut rest = self.word(at);
-            while rest != 0 && left != 0 {
-                each(first | rest.trailing_zeros());
-                rest &= rest - 1;
-                left -= 1;
+        let mut next = self.first_group(0).filter(|_| left != 0);
+        while let Some(group) = next {
+            // There is no group past the last slot, which has a number.
+            let mut first = slot(group << FANOUT_SHIFT, 0).unwrap_or(0);
+            for word in children_mut(&mut self.words, group) {
+                if *word == u64::MAX && left >= WORD_BITS {
+                    (first..first + WORD_BITS).for_each(&mut each);
+                    left -= WORD_BITS;
+                    *word = 0;
+                }
+                while *word != 0 && left != 0 {
+                    each(first | word.trailing_zeros());
+                    *word &= *word - 1;
+                    left -= 1;
+                }
+                first += WORD_BITS;
             }
-            self.clear(at, !rest);
-            // Right of a word, all nodes are up to date.
-            next = self.first_from(at + 1).filter(|_| left != 0);
-            self.follow(&mut pending, at);
+            // Right of a group, all nodes are up to date.
+            next = self.first_group(group + 1).filter(|_| left != 0);
+            self.follow(&mut pending, group);
         }
         self.settle(pending);
         count
@@ -219,7 +272,7 @@ impl<M: Storage> FreeMap<M> {
             let word = index(at >> WORD_SHIFT);
             let here = left.min(WORD_BITS - at % WORD_BITS);
             self.clear(word, mask(at % WORD_BITS, here));
-            self.follow(&mut pending, word);
+            self.follow(&mut pending, word >> FANOUT_SHIFT);
             at += here;
             left -= here;
         }
@@ -227,21 +280,24 @@ impl<M: Storage> FreeMap<M> {
         Some(first)
     }
 
-    /// Makes the slots free that are not. Slots in order cost the least.
-    pub(super) fn give_each(&mut self, ids: impl IntoIterator<Item = SlotId>) {
+    /// Makes the slots free that are not, except those of the `kept` bits of a word. Slots in order
+    /// cost the least.
+    pub(super) fn give_each(
+        &mut self,
+        ids: impl IntoIterator<Item = SlotId>,
+        kept: impl Fn(usize) -> u64,
+    ) {
         let mut pending = None;
-        let mut ids = ids.into_iter();
-        let mut next = ids.next();
-        while let Some(first) = next {
-            // What is given back of one word is set at once.
-            let at = first >> WORD_SHIFT;
-            let mut bits = 0;
-            while let Some(id) = next.filter(|id| id >> WORD_SHIFT == at) {
-                bits |= 1 << (id % WORD_BITS);
-                next = ids.next();
+        // What is given back of one word is set at once.
+        let (mut at, mut bits) = (0, 0);
+        for id in ids {
+            if id >> WORD_SHIFT != at {
+                self.set(index(at), bits & !kept(index(at)), &mut pending);
+                (at, bits) = (id >> WORD_SHIFT, 0);
             }
-            self.set(index(at), bits, &mut pending);
+            bits |= 1 << (id % WORD_BITS);
         }
+        self.set(index(at), bits & !kept(index(at)), &mut pending);
         self.settle(pending);
     }
 
@@ -262,7 +318,7 @@ impl<M: Storage> FreeMap<M> {
         if fresh != 0 {
             *word |= fresh;
             self.count += fresh.count_ones();
-            self.follow(pending, at);
+            self.follow(pending, at >> FANOUT_SHIFT);
         }
     }
 
@@ -297,18 +353,17 @@ impl<M: Storage> FreeMap<M> {
         })
     }
 
-    /// Recomputes a node of the level; says whether it has changed.
-    fn refresh(&mut self, level: usize, at: usize) -> bool {
-        let span = Self::child_span(level);
+    /// Recomputes a node of the level.
+    fn refresh(&mut self, level: usize, at: usize) {
         let runs = match level.checked_sub(1) {
             None => {
                 let words = children(&self.words, 0, self.words.len(), at);
-                Runs::join(words.iter().map(|&word| Runs::of_word(word)), span)
+                Runs::of_words(words)
             }
             Some(below) => {
                 let Level { start, len } = self.levels.get(below).copied().unwrap_or_default();
                 let nodes = children(&self.nodes, start, len, at);
-                Runs::join(nodes.iter().copied(), span)
+                Runs::join(nodes, Self::child_span(level))
             }
         };
         let place = self
@@ -316,16 +371,26 @@ impl<M: Storage> FreeMap<M> {
             .get(level)
             .filter(|level| at < level.len)
             .and_then(|level| self.nodes.get_mut(level.start + at));
-        place.is_some_and(|place| core::mem::replace(place, runs) != runs)
+        if let Some(place) = place {
+            *place = runs;
+        }
     }
 
-    /// The word `at` has changed. Repairs the nodes that are above the pending word, but not above
-    /// this one, which takes its place.
-    fn follow(&mut self, pending: &mut Pending, at: usize) {
-        let Some(old) = pending.replace(at).filter(|&old| old != at) else {
-            return;
-        };
-        let (mut old, mut new) = (old >> FANOUT_SHIFT, at >> FANOUT_SHIFT);
+    /// The group has changed. Repairs the nodes that are above the pending group, but not above this
+    /// one, which takes its place.
+    fn follow(&mut self, pending: &mut Pending, group: usize) {
+        match *pending {
+            Some(old) if old == group => {}
+            Some(old) => {
+                *pending = Some(group);
+                self.repair(old, group);
+            }
+            None => *pending = Some(group),
+        }
+    }
+
+    fn repair(&mut self, old: usize, new: usize) {
+        let (mut old, mut new) = (old, new);
         for level in 0..self.height {
             if old == new {
                 break;
@@ -336,53 +401,43 @@ impl<M: Storage> FreeMap<M> {
         }
     }
 
-    /// Repairs the nodes above the pending word: the tree is up to date then.
+    /// Repairs the nodes above the pending group: the tree is up to date then.
     fn settle(&mut self, pending: Pending) {
         let Some(mut at) = pending else {
             return;
         };
         for level in 0..self.height {
-            at >>= FANOUT_SHIFT;
             self.refresh(level, at);
+            at >>= FANOUT_SHIFT;
         }
     }
 
-    /// The first word from `from` on with a free slot. Nodes left of `from` and above its left
-    /// neighbour may be out of date.
-    fn first_from(&self, from: usize) -> Option<usize> {
-        let mut at = from;
-        // The level of `at`; below the lowest are the words.
-        let mut level = None;
+    /// The first group from `from` on with a free slot. Nodes left of it may be out of date.
+    fn first_group(&self, from: usize) -> Option<usize> {
+        let (mut level, mut at) = (0, from);
         loop {
-            // All of a group of siblings is right of what may be out of date.
+            // All of these siblings are right of what may be out of date.
             let end = (at | (FANOUT - 1)) + 1;
             let found = (at..end).find(|&at| self.has_free(level, at));
-            let up = level.map_or(0, |level| level + 1);
             match found {
                 Some(found) => return Some(self.leftmost(level, found)),
-                None if up == self.height => return None,
-                None => at = end >> FANOUT_SHIFT,
+                None if level + 1 >= self.height => return None,
+                None => (level, at) = (level + 1, end >> FANOUT_SHIFT),
             }
-            level = Some(up);
         }
     }
 
-    fn has_free(&self, level: Option<usize>, at: usize) -> bool {
-        match level {
-            None => self.word(at) != 0,
-            Some(_) => self.runs(level, at).longest != 0,
-        }
+    fn has_free(&self, level: usize, at: usize) -> bool {
+        self.runs(Some(level), at).longest != 0
     }
 
-    /// The first word with a free slot below a node that has one.
-    fn leftmost(&self, level: Option<usize>, at: usize) -> usize {
+    /// The first group with a free slot below a node that has one.
+    fn leftmost(&self, level: usize, at: usize) -> usize {
         let mut at = at;
-        let mut level = level;
-        while let Some(above) = level {
-            level = above.checked_sub(1);
+        for below in (0..level).rev() {
             let first = at << FANOUT_SHIFT;
             at = (first..first + FANOUT)
-                .find(|&child| self.has_free(level, child))
+                .find(|&child| self.has_free(below, child))
                 .unwrap_or(first);
         }
         at
@@ -430,6 +485,13 @@ fn children<T>(items: &[T], start: usize, len: usize, at: usize) -> &[T] {
     let first = at << FANOUT_SHIFT;
     let end = len.min(first + FANOUT);
     items.get(start + first..start + end).unwrap_or(&[])
+}
+
+/// The words of a group, of which there can be less than [`FANOUT`] at the end.
+fn children_mut(words: &mut [u64], group: usize) -> &mut [u64] {
+    let first = group << FANOUT_SHIFT;
+    let end = words.len().min(first + FANOUT);
+    words.get_mut(first..end).unwrap_or(&mut [])
 }
 
 /// The slot of a bit of a word.
