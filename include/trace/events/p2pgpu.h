@@ -10,6 +10,7 @@
 #if !defined(_TRACE_P2PGPU_H) || defined(TRACE_HEADER_MULTI_READ)
 #define _TRACE_P2PGPU_H
 
+#include <linux/device.h>
 #include <linux/tracepoint.h>
 
 TRACE_EVENT(p2pgpu_refuse,
@@ -49,13 +50,13 @@ TRACE_EVENT(p2pgpu_fall_back,
 );
 
 DECLARE_EVENT_CLASS(p2pgpu_mapping,
-	TP_PROTO(const char *dev, u64 object, const char *importer, u64 page, u64 pages,
-		 bool aperture),
+	TP_PROTO(const struct device *dev, u64 object, const struct device *importer,
+		 u64 page, u64 pages, bool aperture),
 	TP_ARGS(dev, object, importer, page, pages, aperture),
 	TP_STRUCT__entry(
-		__string(dev, dev)
+		__string(dev, dev_name(dev))
 		__field(u64, object)
-		__string(importer, importer)
+		__string(importer, dev_name(importer))
 		__field(u64, page)
 		__field(u64, pages)
 		__field(bool, aperture)
@@ -74,14 +75,14 @@ DECLARE_EVENT_CLASS(p2pgpu_mapping,
 );
 
 DEFINE_EVENT(p2pgpu_mapping, p2pgpu_map,
-	TP_PROTO(const char *dev, u64 object, const char *importer, u64 page, u64 pages,
-		 bool aperture),
+	TP_PROTO(const struct device *dev, u64 object, const struct device *importer,
+		 u64 page, u64 pages, bool aperture),
 	TP_ARGS(dev, object, importer, page, pages, aperture)
 );
 
 DEFINE_EVENT(p2pgpu_mapping, p2pgpu_unmap,
-	TP_PROTO(const char *dev, u64 object, const char *importer, u64 page, u64 pages,
-		 bool aperture),
+	TP_PROTO(const struct device *dev, u64 object, const struct device *importer,
+		 u64 page, u64 pages, bool aperture),
 	TP_ARGS(dev, object, importer, page, pages, aperture)
 );
 

@@ -19,7 +19,6 @@ use crate::{
     }, //
 };
 use kernel::{
-    drm::gem::BaseObject,
     prelude::*,
     rbtree::RBTree,
     sync::aref::ARef, //
@@ -172,5 +171,5 @@ impl Census {
 
 /// Name of the object's first page.
 fn first_page(obj: &Object) -> Result<PageName> {
-    Ok(PageName::try_from(obj.create_mmap_offset()? >> SLOT_SHIFT)?)
+    Ok(PageName::try_from(gem::mmap_offset(obj)? >> SLOT_SHIFT)?)
 }

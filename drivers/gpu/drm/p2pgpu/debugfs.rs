@@ -21,7 +21,10 @@ use crate::{
         DrmDriver,
         Gpu, //
     },
-    gem::PlacementKind,
+    gem::{
+        self,
+        PlacementKind, //
+    },
     regs::{
         self,
         Operation,
@@ -272,7 +275,7 @@ const FLAGS: [(u32, &str); 4] = [
 fn show_object(counted: &Counted, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let obj = &*counted.object;
     // What userspace knows the object by, and nothing that it does not.
-    let id = obj.create_mmap_offset().map_err(|_| fmt::Error)?;
+    let id = gem::mmap_offset(obj).map_err(|_| fmt::Error)?;
     write!(f, "id={id:#x} size={} ", obj.size())?;
     {
         let state = obj.state.lock();

@@ -16,7 +16,7 @@ use crate::{
     import::Imports,
     limits::Limits,
     patience::Patience,
-    policy::Policy,
+    policy::SharedPolicy,
     pressure::{
         Grace,
         LastMap, //
@@ -117,7 +117,7 @@ pub(crate) struct DrmData {
     pub(crate) reservations: Limits,
     /// Which devices may be importers.
     #[pin]
-    pub(crate) policy: Mutex<Policy>,
+    pub(crate) policy: SharedPolicy,
     /// How long peers are left alone with what they mapped.
     pub(crate) grace: Grace,
     /// How long the device may take for its answers.
@@ -471,7 +471,7 @@ impl pci::Driver for P2pGpu {
             activity: Activity::new(),
             pins <- Limits::of_pins(u32::try_from(slots)?),
             reservations <- Limits::of_reservations(),
-            policy <- new_mutex!(Policy::new(), "p2pgpu::driver::policy"),
+            policy <- SharedPolicy::new(),
             grace: Grace::new(),
             patience: shared_patience,
             evictables <- Evictables::new(),

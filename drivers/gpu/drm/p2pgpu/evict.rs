@@ -19,6 +19,7 @@ use crate::{
         Gpu, //
     },
     gem::{
+        self,
         Object,
         PlacementKind,
         State, //
@@ -91,14 +92,14 @@ pub(crate) struct Eviction {
     /// It may leave VRAM.
     allowed: bool,
     /// It has left, and comes back when it is used.
-    is_away: bool,
+    pub(crate) is_away: bool,
     /// Times that it has left.
     pub(crate) count: u32,
 }
 
 /// Lets a new object leave VRAM.
 pub(crate) fn allow(obj: &Object) -> Result {
-    let offset = obj.create_mmap_offset()?;
+    let offset = gem::mmap_offset(obj)?;
     let mut offsets = obj.dev().evictables.offsets.lock();
     offsets.try_create_and_insert(offset, (), GFP_KERNEL)?;
     drop(offsets);
@@ -112,7 +113,7 @@ pub(crate) fn forget(obj: &Object) {
     if !obj.state.lock().eviction.allowed {
         return;
     }
-    if let Ok(offset) = obj.create_mmap_offset() {
+    if let Ok(offset) = gem::mmap_offset(obj) {
         obj.dev().evictables.offsets.lock().remove(&offset);
     }
 }

@@ -105,32 +105,56 @@ fn with_live_gpu<R>(obj: &Object, f: impl FnOnce(&Gpu<'_>) -> Result<R>) -> Resu
     gem::with_gpu(obj, |gpu| f(gpu.ok_or(ENODEV)?))
 }
 
-/// Whether the importer may have the object, where it is or where it would be moved.
-fn check(
-    obj: &Object,
-    gpu: &Gpu<'_>,
-    importer: &ImporterInfo<'_>,
-    pci: Option<PciAddress>,
-) -> Result {
-    let (flagged, strict, kind) = {
+/// What decides whether, where and how importers are given an object, at one moment. It does not
+/// change while the reservation lock is held.
+struct Terms {
+    flags: u32,
+    placement: Placement,
+    /// What slots of it count as.
+    class: Class,
+    is_away: bool,
+}
+
+impl Terms {
+    fn of(obj: &Object) -> Self {
         let state = obj.state.lock();
-        (
-            state.has_flag(uapi::P2PGPU_PEER_EXPORTABLE),
-            state.has_flag(uapi::P2PGPU_PEER_STRICT),
-            state.placement.kind(),
-        )
-    };
-    if !flagged {
-        return Err(refuse(obj, Reason::NotFlagged));
+        Self {
+            flags: state.peer_flags,
+            placement: state.placement.clone(),
+            class: match state.is_promised() {
+                true => Class::Promised,
+                false => Class::Lent,
+            },
+            is_away: state.eviction.is_away,
+        }
     }
-    let allowed = obj.dev().policy.lock().allows(pci, importer.driver_name());
-    if !allowed {
-        return Err(refuse(obj, Reason::Policy));
+
+    fn has_flag(&self, flag: u32) -> bool {
+        self.flags & flag != 0
     }
-    if strict && kind == Some(PlacementKind::Vram) && !is_peer(gpu, importer) {
-        return Err(refuse(obj, Reason::NoRoute));
+
+    /// Whether the importer may have the object, where it is or where it would be moved.
+    fn check(
+        &self,
+        obj: &Object,
+        gpu: &Gpu<'_>,
+        importer: &ImporterInfo<'_>,
+        pci: Option<PciAddress>,
+    ) -> Result {
+        if !self.has_flag(uapi::P2PGPU_PEER_EXPORTABLE) {
+            return Err(refuse(obj, Reason::NotFlagged));
+        }
+        let policy = &obj.dev().policy;
+        if !policy.allows(pci, || importer.driver_name()) {
+            return Err(refuse(obj, Reason::Policy));
+        }
+        let stays = self.has_flag(uapi::P2PGPU_PEER_STRICT)
+            && self.placement.kind() == Some(PlacementKind::Vram);
+        if stays && !is_peer(gpu, importer) {
+            return Err(refuse(obj, Reason::NoRoute));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Moves the object to system memory, as `importer` cannot be given slots.
@@ -190,7 +214,7 @@ impl<'a> View<'a> {
         let device = importer.device();
         let pci = PciAddress::of_name(device.name());
         let is_peer = with_live_gpu(obj, |gpu| {
-            check(obj, gpu, importer, pci)?;
+            Terms::of(obj).check(obj, gpu, importer, pci)?;
             Ok(is_peer(gpu, importer))
         })?;
         let mut importers = obj.importers.lock();
@@ -213,11 +237,10 @@ impl<'a> View<'a> {
     fn pin(&self, importer: &ImporterInfo<'_>, data: &Attachment, held: Held<'_>) -> Result {
         let obj = self.obj;
         with_live_gpu(obj, |gpu| {
-            check(obj, gpu, importer, data.pci)?;
-            let (pins, strict) = {
-                let state = obj.state.lock();
-                (state.pins, state.has_flag(uapi::P2PGPU_PEER_STRICT))
-            };
+            let terms = Terms::of(obj);
+            terms.check(obj, gpu, importer, data.pci)?;
+            let strict = terms.has_flag(uapi::P2PGPU_PEER_STRICT);
+            let pins = obj.state.lock().pins;
             let count = pins.checked_add(1).ok_or(ENOSPC)?;
             // It is to be where all who are attached can use it, unless others hold it there.
             let shared = pins == 0 && !strict && obj.importers.lock().without_slots != 0;
@@ -246,22 +269,26 @@ impl<'a> View<'a> {
     ) -> Result<(Table<'i>, Mapping)> {
         let obj = self.obj;
         with_live_gpu(obj, |gpu| {
-            check(obj, gpu, importer, data.pci)?;
+            let mut terms = Terms::of(obj);
+            terms.check(obj, gpu, importer, data.pci)?;
             if data.pins.load(Relaxed) == 0 && !importer.can_be_invalidated() {
                 // It could neither be told to let go nor does it hold the object in place.
                 return Err(refuse(obj, Reason::Deaf));
             }
-            let reads_only = obj.state.lock().has_flag(uapi::P2PGPU_PEER_READ_ONLY);
+            let reads_only = terms.has_flag(uapi::P2PGPU_PEER_READ_ONLY);
             if reads_only && !matches!(dir, DataDirection::ToDevice) {
                 return Err(refuse(obj, Reason::ReadOnly));
             }
             let peer = data.can_peer(importer);
-            if peer {
+            if peer && terms.is_away {
                 evict::bring_back(obj, gpu, held);
+                terms = Terms::of(obj);
+            } else if peer {
+                evict::used(obj);
             }
-            match obj.placement() {
+            match terms.placement {
                 Placement::Vram(vram) if peer => {
-                    match self.hold_slots(gpu, &vram, held) {
+                    match self.hold_slots(gpu, &vram, terms.class, held) {
                         Ok(lease) => {
                             let mapped = map_slots(obj, gpu, importer, (vram, lease), held, dir)?;
                             self.trace(importer.device(), true).map();
@@ -270,7 +297,7 @@ impl<'a> View<'a> {
                         Err(ENOSPC) => {}
                         Err(error) => return Err(error),
                     }
-                    if obj.state.lock().has_flag(uapi::P2PGPU_PEER_STRICT) {
+                    if terms.flags & uapi::P2PGPU_PEER_STRICT != 0 {
                         return Err(refuse(obj, Reason::NoSlots));
                     }
                 }
@@ -350,12 +377,14 @@ impl<'a> View<'a> {
     /// Shows the pages in slots, which a peer holds then. If need be others are told to let go.
     ///
     /// `ENOSPC`: there are too few slots. An object that is promised slots always finds them.
-    fn hold_slots(&self, gpu: &Gpu<'_>, vram: &VramPages, held: Held<'_>) -> Result<Lease> {
+    fn hold_slots(
+        &self,
+        gpu: &Gpu<'_>,
+        vram: &VramPages,
+        class: Class,
+        held: Held<'_>,
+    ) -> Result<Lease> {
         let obj = self.obj;
-        let class = match obj.state.lock().is_promised() {
-            true => Class::Promised,
-            false => Class::Lent,
-        };
         let dev = obj.dev();
         let named = gem::named(obj, vram)?;
         // Windows of one object take each other's slots in turns, as they are used in turns.

@@ -321,7 +321,7 @@ impl File {
         file: &DrmFile,
     ) -> Result<u32> {
         must_be_zero(args.pad)?;
-        args.offset = gem::lookup(file, args.handle)?.create_mmap_offset()?;
+        args.offset = gem::mmap_offset(&*gem::lookup(file, args.handle)?)?;
         Ok(0)
     }
 

@@ -66,7 +66,10 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::Atomic,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         Mutex, //
     },
@@ -322,6 +325,8 @@ pub(crate) struct Bo {
     pub(crate) importers: Mutex<Importers>,
     /// Orders the objects of a device by their last use.
     pub(crate) last_use: Atomic<u64>,
+    /// See [`mmap_offset`]; 0 until it is asked for.
+    mmap_offset: Atomic<u64>,
 }
 
 impl Bo {
@@ -331,9 +336,21 @@ impl Bo {
     }
 }
 
+/// The object's first mmap offset, which names it: never 0, and always the same.
+pub(crate) fn mmap_offset(obj: &Object) -> Result<u64> {
+    match obj.mmap_offset.load(Relaxed) {
+        0 => {
+            let offset = obj.create_mmap_offset()?;
+            obj.mmap_offset.store(offset, Relaxed);
+            Ok(offset)
+        }
+        offset => Ok(offset),
+    }
+}
+
 /// The pages of `vram`, which are the object's, with their names in the aperture.
 pub(crate) fn named<'a>(obj: &Object, vram: &'a VramPages) -> Result<NamedPages<'a>> {
-    let first = u32::try_from(obj.create_mmap_offset()? >> SLOT_SHIFT)?;
+    let first = u32::try_from(mmap_offset(obj)? >> SLOT_SHIFT)?;
     Ok(NamedPages {
         names: Names(first),
         vram,
@@ -375,6 +392,7 @@ impl gem::DriverObject for Bo {
             }, "p2pgpu::gem::state"),
             importers <- new_mutex!(Importers::default(), "p2pgpu::gem::importers"),
             last_use: Atomic::new(0),
+            mmap_offset: Atomic::new(0),
         }? Error)
         .pin_chain(|_| {
             // An object without memory is none: `free` is not called for it.

@@ -142,7 +142,7 @@ pub(crate) fn query(
     let peer = Peer::find(domain, bus, device, function)?.ok_or(ENXIO)?;
     let route = gpu.provider.route(peer.device());
     let pci = PciAddress([domain, bus.into(), device.into(), function.into()]);
-    let allowed = peer.with_driver_name(|driver| dev.policy.lock().allows(Some(pci), driver))?;
+    let allowed = peer.with_driver_name(|driver| dev.policy.allows(Some(pci), || driver))?;
 
     let pages = gem::page_count(obj)?;
     let total = u32::try_from(dev.aperture.total())?;

@@ -21,12 +21,20 @@ use kernel::{
     device::attribute::Attribute,
     drm::RegisteredRef,
     fmt,
+    new_mutex,
     prelude::*,
-    str::Formatter, //
+    str::Formatter,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Mutex, //
+    }, //
 };
 
 /// The rules in force.
-pub(crate) struct Policy {
+struct Policy {
     rules: KVec<Rule>,
     default_allow: bool,
 }
@@ -71,13 +79,53 @@ impl PciAddress {
     }
 }
 
+/// The policy of a device, that anybody may ask.
+#[pin_data]
+pub(crate) struct SharedPolicy {
+    /// There are rules, or the default is not to allow. Set with the lock held.
+    asks: Atomic<bool>,
+    #[pin]
+    policy: Mutex<Policy>,
+}
+
+impl SharedPolicy {
+    /// Everybody is allowed.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            asks: Atomic::new(false),
+            policy <- new_mutex!(Policy::new(), "p2pgpu::policy"),
+        })
+    }
+
+    /// As [`Policy::allows`]; `driver` is called only if somebody may be refused.
+    pub(crate) fn allows<'a>(
+        &self,
+        pci: Option<PciAddress>,
+        driver: impl FnOnce() -> Option<&'a CStr>,
+    ) -> bool {
+        !self.asks.load(Relaxed) || self.policy.lock().allows(pci, driver())
+    }
+
+    fn set(&self, policy: Policy) {
+        let mut current = self.policy.lock();
+        self.asks.store(!policy.allows_all(), Relaxed);
+        let old = core::mem::replace(&mut *current, policy);
+        drop(current);
+        drop(old);
+    }
+}
+
 impl Policy {
     /// Everybody is allowed.
-    pub(crate) const fn new() -> Self {
+    const fn new() -> Self {
         Self {
             rules: KVec::new(),
             default_allow: true,
         }
+    }
+
+    fn allows_all(&self) -> bool {
+        self.rules.is_empty() && self.default_allow
     }
 
     /// Reads rules. `EINVAL`: a line is no rule, or follows the default.
@@ -116,7 +164,7 @@ impl Policy {
 
     /// Whether a device may be an importer: by its PCI address, if it is of that bus, and its
     /// driver, if it has one.
-    pub(crate) fn allows(&self, pci: Option<PciAddress>, driver: Option<&CStr>) -> bool {
+    fn allows(&self, pci: Option<PciAddress>, driver: Option<&CStr>) -> bool {
         let fits = |rule: &&Rule| match &rule.who {
             Who::Pci(address) => Some(*address) == pci,
             Who::Driver(name) => driver.is_some_and(|driver| driver.to_bytes() == &**name),
@@ -173,15 +221,14 @@ impl Attribute for PolicyFile {
 
     fn show(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let dev = self.0.registration_guard().ok_or(fmt::Error)?;
-        let policy = dev.policy.lock();
+        let policy = dev.policy.policy.lock();
         policy.show(f)
     }
 
     fn store(&self, text: &str) -> Result {
         let dev = self.0.registration_guard().ok_or(ENODEV)?;
         let new = Policy::parse(text)?;
-        let old = core::mem::replace(&mut *dev.policy.lock(), new);
-        drop(old);
+        dev.policy.set(new);
         dev.for_each_attached_unlocked(|obj| {
             let guard = obj.resv().lock();
             if obj.state.lock().pins == 0 {

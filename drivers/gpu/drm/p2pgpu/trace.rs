@@ -8,15 +8,19 @@
 use crate::{
     driver::DrmDevice,
     gem::{
+        self,
         Object,
         PlacementKind, //
     },
     refusal::Reason, //
 };
-use core::ops::Range;
+use core::{
+    ops::Range,
+    ptr, //
+};
 use kernel::{
+    bindings,
     device,
-    drm::gem::BaseObject,
     ffi::{
         c_char,
         c_int, //
@@ -42,22 +46,22 @@ declare_trace! {
     unsafe fn p2pgpu_fall_back(dev: *const c_char, object: u64, importer: *const c_char);
     /// # Safety
     ///
-    /// The pointers are to strings.
+    /// The pointers are to devices.
     unsafe fn p2pgpu_map(
-        dev: *const c_char,
+        dev: *const bindings::device,
         object: u64,
-        importer: *const c_char,
+        importer: *const bindings::device,
         page: u64,
         pages: u64,
         aperture: bool,
     );
     /// # Safety
     ///
-    /// The pointers are to strings.
+    /// The pointers are to devices.
     unsafe fn p2pgpu_unmap(
-        dev: *const c_char,
+        dev: *const bindings::device,
         object: u64,
-        importer: *const c_char,
+        importer: *const bindings::device,
         page: u64,
         pages: u64,
         aperture: bool,
@@ -88,7 +92,7 @@ fn address(dev: &DrmDevice) -> &CStr {
 
 fn id(obj: &Object) -> u64 {
     // It has one already.
-    obj.create_mmap_offset().unwrap_or(0)
+    gem::mmap_offset(obj).unwrap_or(0)
 }
 
 /// A mapping that an importer is given, or gives back.
@@ -101,38 +105,30 @@ pub(crate) struct Mapping<'a> {
 }
 
 impl Mapping<'_> {
+    /// The GPU and the importer.
+    fn devices(&self) -> (*const bindings::device, *const bindings::device) {
+        let gpu: &pci::Device = self.obj.dev().as_ref();
+        let gpu: &device::Device = gpu.as_ref();
+        (
+            ptr::from_ref(gpu).cast(),
+            ptr::from_ref(self.importer).cast(),
+        )
+    }
+
     /// The importer is given it.
     pub(crate) fn map(&self) {
-        let (dev, importer) = (address(self.obj.dev()), self.importer.name());
+        let (dev, importer) = self.devices();
         let (page, pages) = (self.pages.start as u64, self.pages.len() as u64);
-        // SAFETY: The strings live as long as the devices.
-        unsafe {
-            p2pgpu_map(
-                dev.as_char_ptr(),
-                id(self.obj),
-                importer.as_char_ptr(),
-                page,
-                pages,
-                self.aperture,
-            )
-        }
+        // SAFETY: The devices live while there are references to them.
+        unsafe { p2pgpu_map(dev, id(self.obj), importer, page, pages, self.aperture) }
     }
 
     /// The importer gives it back.
     pub(crate) fn unmap(&self) {
-        let (dev, importer) = (address(self.obj.dev()), self.importer.name());
+        let (dev, importer) = self.devices();
         let (page, pages) = (self.pages.start as u64, self.pages.len() as u64);
-        // SAFETY: The strings live as long as the devices.
-        unsafe {
-            p2pgpu_unmap(
-                dev.as_char_ptr(),
-                id(self.obj),
-                importer.as_char_ptr(),
-                page,
-                pages,
-                self.aperture,
-            )
-        }
+        // SAFETY: The devices live while there are references to them.
+        unsafe { p2pgpu_unmap(dev, id(self.obj), importer, page, pages, self.aperture) }
     }
 }
 
