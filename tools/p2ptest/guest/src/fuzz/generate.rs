@@ -5,6 +5,7 @@
 
 use super::table::{CALLS, CREATE, Driver, Kind, Name};
 use crate::pattern::Pattern;
+use crate::sys::uapi::P2PGPU_OP_FILL;
 use std::collections::BTreeMap;
 
 /// An open file of a sequence: which device it is of.
@@ -49,7 +50,7 @@ pub enum Action {
         call: usize,
         /// The file
         file: FileId,
-        /// A value for each field of the table
+        /// A value for each field of the table, and then for each of its elements
         values: Vec<Value>,
         /// Where they are
         memory: Memory,
@@ -291,11 +292,12 @@ impl Generator {
                 if driver == Driver::Gpu && self.random.one_in(4) {
                     call = CREATE;
                 }
-                let values = CALLS[call]
+                let mut values: Vec<_> = CALLS[call]
                     .fields
                     .iter()
                     .map(|field| self.value(field.kind, file))
                     .collect();
+                self.elements(call, file, &mut values);
                 let memory = match self.random.below(40) {
                     0 => Memory::Nowhere,
                     1 => Memory::ReadOnly,
@@ -354,6 +356,34 @@ impl Generator {
                 self.push(Action::Reopen { file }, None);
             }
             _ => {}
+        }
+    }
+
+    /// The elements of a call that takes some, and mostly their number.
+    fn elements(&mut self, call: usize, file: FileId, values: &mut Vec<Value>) {
+        let call = &CALLS[call];
+        if call.elements.is_empty() {
+            return;
+        }
+        let count = 1 + self.random.below(4);
+        for _ in 0..count {
+            let start = values.len();
+            values.extend(call.elements.iter().map(|f| self.value(f.kind, file)));
+            // What is not to be there for some operations is mostly not.
+            let is_fill = values[start] == Value::Number(P2PGPU_OP_FILL.into());
+            if is_fill && !self.random.one_in(8) {
+                for (field, value) in call.elements.iter().zip(&mut values[start..]) {
+                    if field.name.starts_with("src") {
+                        *value = Value::Number(0);
+                    }
+                }
+            }
+        }
+        let place = call.fields.iter().position(|f| f.kind == Kind::Count);
+        if let Some(place) = place
+            && !self.random.one_in(24)
+        {
+            values[place] = Value::Number(count as u64);
         }
     }
 
@@ -452,6 +482,8 @@ impl Generator {
             }
             Kind::Capacity => random.pick(&[1, 4, 64, 4096, 4097, 0]),
             Kind::Wait => random.pick(&[0, 0, 1000, 2_000_000]),
+            Kind::Elements => random.pick(&[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 8]),
+            Kind::Count => random.pick(&[0, 1, 64, 65, u64::from(u32::MAX)]),
             Kind::Array => random.pick(&[1, 1, 1, 1, 1, 1, 0, 8]),
             Kind::Usually(usual) => match random.below(24) {
                 0 => random.word(),

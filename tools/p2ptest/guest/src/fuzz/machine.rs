@@ -2,6 +2,7 @@
 //! Executes steps, and judges how each one ends by what the uapi's description says.
 
 use super::generate::{Action, FILES, FileId, Memory, Value};
+use super::operations;
 use super::table::{CALLS, COMMON, Call, Driver, Kind, Name, listed};
 use crate::drm::{self, Node};
 use crate::gpu::Gpu;
@@ -53,11 +54,11 @@ pub struct Machine {
     files: Vec<File>,
     made: BTreeMap<usize, Thing>,
     /// Sizes of objects, by file and handle.
-    objects: BTreeMap<(FileId, u64), u64>,
+    pub(super) objects: BTreeMap<(FileId, u64), u64>,
     /// Regions and queue pairs.
     names: BTreeSet<(Name, FileId, u64)>,
     /// Files in which a call has made something that it could not name.
-    lost: BTreeSet<FileId>,
+    pub(super) lost: BTreeSet<FileId>,
     /// Sizes of dma-bufs, by descriptor.
     buffers: BTreeMap<i32, u64>,
     /// What mappings are written from and read into: an access that the kernel makes for
@@ -228,12 +229,21 @@ impl Machine {
         memory: Memory,
     ) -> Result<Ended, Wrong> {
         let array = self.completions.as_mut_ptr().expose_provenance() as u64;
+        let elements: Vec<u64> = values
+            .get(call.fields.len()..)
+            .unwrap_or_default()
+            .iter()
+            .map(|value| self.number(*value))
+            .collect();
+        let memory_of_elements = operations::bytes(call, &elements);
+        let elements_at = memory_of_elements.as_ptr().expose_provenance() as u64;
         let numbers: Vec<u64> = call
             .fields
             .iter()
             .zip(values)
             .map(|(field, value)| match field.kind {
                 Kind::Of(Name::Buffer) => self.descriptor(*value) as u64,
+                Kind::Elements if *value == Value::Number(1) => elements_at,
                 Kind::Array => match value {
                     // Room for all, nothing, or nobody's.
                     Value::Number(1) => array,
@@ -293,7 +303,10 @@ impl Machine {
             .collect();
         match ended {
             Ok(()) => {
-                if let Some(why) = self.why_not(call, file, &numbers) {
+                let why = self
+                    .why_not(call, file, &numbers)
+                    .or_else(|| operations::why_not(self, call, file, &numbers, &elements));
+                if let Some(why) = why {
                     return Err(Wrong(format!("{} works, but {why}", call.name)));
                 }
                 self.note(at, call, file, &numbers, body)?;

@@ -65,6 +65,10 @@ pub enum Kind {
     Wait,
     /// The address of an array that the kernel writes
     Array,
+    /// The address of the array of elements, which the kernel reads
+    Elements,
+    /// How many elements there are
+    Count,
     /// Usually one of these; others may be there too
     Usually(&'static [u32]),
     /// A number that the driver does not look at
@@ -105,6 +109,8 @@ pub struct Call {
     pub errors: &'static [Errno],
     /// The ranges that its comment bounds
     pub ranges: &'static [Range],
+    /// The fields of an element, if it takes an array of elements
+    pub elements: &'static [Field],
 }
 
 impl Call {
@@ -146,6 +152,17 @@ const fn width<T, F>(_: fn(&T) -> &F) -> usize {
     size_of::<F>()
 }
 
+macro_rules! fields {
+    ($type:ty { $($field:ident: $kind:expr),+ $(,)? }) => {
+        &[$(Field {
+            name: stringify!($field),
+            offset: offset_of!($type, $field),
+            width: width(|s: &$type| &s.$field),
+            kind: $kind,
+        }),+]
+    };
+}
+
 macro_rules! call {
     ($driver:ident $request:ident($type:ty) {
         $($field:ident: $kind:expr),+ $(,)?
@@ -155,21 +172,17 @@ macro_rules! call {
             driver: Driver::$driver,
             request: $request,
             size: size_of::<$type>(),
-            fields: &[$(Field {
-                name: stringify!($field),
-                offset: offset_of!($type, $field),
-                width: width(|s: &$type| &s.$field),
-                kind: $kind,
-            }),+],
+            fields: fields!($type { $($field: $kind),+ }),
             errors: &[$(Errno::$error),*],
             ranges: &[$((stringify!($object), stringify!($offset), stringify!($size))),*],
+            elements: &[],
         }
     };
 }
 
 use Kind::{
-    Array, Capacity, Entries, Far, Flags, Free, Made, Of, Offset, OneOf, Out, Size, Usually, Wait,
-    Zero,
+    Array, Capacity, Count, Elements, Entries, Far, Flags, Free, Made, Of, Offset, OneOf, Out,
+    Size, Usually, Wait, Zero,
 };
 use Name::{Buffer, Context, Handle, Key, Pair, Place};
 
@@ -182,6 +195,14 @@ const PEER_FLAGS: u32 =
 
 /// Where the rig's devices are, and a bridge.
 const BUSES: &[u32] = &[2, 3, 4, 5, 6];
+
+const OPERATIONS: &[u32] = &[
+    P2PGPU_OP_COPY,
+    P2PGPU_OP_FILL,
+    P2PGPU_OP_CHECKSUM,
+    P2PGPU_OP_ADD_U32,
+    P2PGPU_OP_ADD_F32,
+];
 
 /// Index of the call that makes objects; [`tests`] knows.
 pub const CREATE: usize = 1;
@@ -235,6 +256,21 @@ pub const CALLS: &[Call] = &[
     call!(Gpu DRM_IOCTL_P2PGPU_CONTEXT_QUERY(drm_p2pgpu_context_query) {
         id: Of(Context), pad: Zero, state: Out, jobs: Out, engine_ns: Out,
     } errors EINVAL ENOENT; ranges),
+    Call {
+        elements: fields!(drm_p2pgpu_op {
+            op: OneOf(OPERATIONS),
+            value: Usually(&[0]),
+            src_handle: Of(Handle),
+            dst_handle: Of(Handle),
+            src_offset: Offset,
+            dst_offset: Offset,
+            size: Size,
+        }),
+        ..call!(Gpu DRM_IOCTL_P2PGPU_SUBMIT(drm_p2pgpu_submit) {
+            context: Of(Context), flags: Zero, ops: Elements, in_: Array, out: Array,
+            op_count: Count, in_count: Usually(&[0]), out_count: Usually(&[0]), pad: Zero,
+        } errors EINVAL ENOENT ECANCELED EBUSY E2BIG ENOSPC EPERM EACCES EXDEV EAGAIN; ranges)
+    },
     call!(Nic P2PNIC_IOCTL_QUERY(p2pnic_query) {
         pci_domain: Out, pci_bus: Out, pci_device: Out, pci_function: Out, flags: Out,
         max_regions: Out, max_queue_pairs: Out, regions: Out, peer_read_bytes: Out,
@@ -289,6 +325,11 @@ mod tests {
                 at += field.width;
             }
             assert_eq!(at, call.size, "{}", call.name);
+            let mut at = 0;
+            for field in call.elements {
+                assert_eq!(field.offset, at, "{} {}", call.name, field.name);
+                at += field.width;
+            }
             assert_eq!(call.size, (call.request >> 16 & 0x3fff) as usize);
         }
     }
@@ -305,6 +346,14 @@ mod tests {
         }
         assert!(!listed(Driver::Gpu).contains(&0x3f) && !listed(Driver::Nic).contains(&0xbf));
         assert!(CALLS[CREATE].name.ends_with("GEM_CREATE"));
+        // Nothing of a header is left out.
+        assert_eq!(
+            listed(Driver::Gpu).len(),
+            CALLS
+                .iter()
+                .filter(|call| call.driver == Driver::Gpu)
+                .count()
+        );
     }
 
     #[test]
