@@ -123,6 +123,23 @@ TRACE_EVENT(p2pgpu_migrate,
 		  __entry->error)
 );
 
+TRACE_EVENT(p2pgpu_evict,
+	TP_PROTO(const char *dev, u64 object, u64 size),
+	TP_ARGS(dev, object, size),
+	TP_STRUCT__entry(
+		__string(dev, dev)
+		__field(u64, object)
+		__field(u64, size)
+	),
+	TP_fast_assign(
+		__assign_str(dev);
+		__entry->object = object;
+		__entry->size = size;
+	),
+	TP_printk("dev=%s object=%#llx size=%llu",
+		  __get_str(dev), __entry->object, __entry->size)
+);
+
 TRACE_EVENT(p2pgpu_pressure,
 	TP_PROTO(const char *dev, u64 object, u64 victim),
 	TP_ARGS(dev, object, victim),

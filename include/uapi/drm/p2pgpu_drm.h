@@ -90,7 +90,8 @@ struct drm_p2pgpu_getparam {
 /*
  * When VRAM is short the object may be evicted, to system memory: the one that
  * was not used for the longest time first. It comes back by itself when it is
- * used: by the engine, or by a peer that maps it. CPUs use it where it is.
+ * used: by the engine, or by a peer that maps it. CPUs use it where it is, and
+ * do not bring it back.
  *
  * An object that importers pin, or that is flagged P2PGPU_PEER_RESERVE or
  * P2PGPU_PEER_STRICT, is not evicted. Importers are invalidated as by GEM_MOVE,
@@ -228,6 +229,11 @@ struct drm_p2pgpu_gem_info {
 	__u64 fall_backs;
 	/** @refusals: out: times that an importer was refused */
 	__u64 refusals;
+	/**
+	 * @losses: out: times that its bytes were lost, as the engine failed,
+	 * also when it was asked again, to copy them out of VRAM for others
+	 */
+	__u64 losses;
 };
 
 /* The object can be mapped by the peer. */
@@ -447,7 +453,7 @@ struct drm_p2pgpu_context_destroy {
 #define P2PGPU_CONTEXT_OK		0
 /* It is lost: a job did not end in time (sysfs: job_timeout_ms). */
 #define P2PGPU_CONTEXT_TIMEOUT		1
-/* It is lost: the engine reported an error. */
+/* It is lost: the engine reported an error, or the device went. */
 #define P2PGPU_CONTEXT_ERROR		2
 
 /**
@@ -528,8 +534,9 @@ struct drm_p2pgpu_sync {
  * each after what the one before has written is there.
  *
  * A job that fails has a fence with an error: ETIME, it did not end in time
- * (the engine is reset); EIO, the engine failed; ECANCELED, a job before it in
- * its context did; ENODEV, the device went. The context is lost then, what is
+ * (the engine is reset); EIO, the engine failed, or did not bring the bytes of
+ * an object; ECANCELED, a job before it in its context did; ENODEV, the device
+ * went. The context is lost then, what is
  * queued in it fails, and it takes no more jobs (ECANCELED). What a job that
  * failed has written is undefined. Objects and peers are left as they are, and
  * jobs of other contexts go on.

@@ -47,11 +47,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .header_contents(
             "linux.h",
             "#include <drm.h>\n#include <linux/dma-buf.h>\n#include <linux/dma-heap.h>\n\
-             #include <linux/udmabuf.h>\n",
+             #include <linux/sync_file.h>\n#include <linux/udmabuf.h>\n",
         )
         .allowlist_type(
             "dma_buf_sync|dma_buf_export_sync_file|dma_buf_import_sync_file\
-             |dma_heap_allocation_data|udmabuf_create|drm_mode_create_dumb",
+             |dma_heap_allocation_data|sync_file_info|udmabuf_create|drm_mode_create_dumb",
         )
         .allowlist_var("DMA_BUF_SYNC_.*|UDMABUF_FLAGS_CLOEXEC")
         .generate()?

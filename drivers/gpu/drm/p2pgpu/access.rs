@@ -258,8 +258,7 @@ pub(crate) fn copy(
     let mut src_room = from.reserve_fences(2)?;
     let mut dst_room = (!shared).then(|| to.reserve_fences(1)).transpose()?;
     let job = engine::copy(
-        gpu.dev(),
-        &gpu.engine_ring,
+        gpu,
         src_view.extents(src.range),
         dst_view.extents(dst.range),
     )?;
@@ -286,7 +285,7 @@ pub(crate) fn checksum(
     let view = View::new(gpu, &placement, guard.held(), side.purpose)?;
     view.reserve_work()?;
     let mut room = guard.held().reserve_fences(1)?;
-    let work = engine::checksum(gpu.dev(), &gpu.engine_ring, view.extents(side.range))?;
+    let work = engine::checksum(gpu, view.extents(side.range))?;
     announce(&view, &mut room, work.fence(), side.purpose.usage())?;
     drop(guard);
     work.wait()

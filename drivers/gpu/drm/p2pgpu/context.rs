@@ -2,7 +2,7 @@
 
 //! Contexts: queues of jobs that run in their order.
 
-use crate::scheduler::Kick;
+use crate::kick::Kick;
 use kernel::{
     c_str,
     dma_buf::fence::{
@@ -51,11 +51,22 @@ pub(crate) struct Context {
     /// As above, of all contexts of the file.
     file_ns: Arc<Atomic<u64>>,
     closed: Atomic<bool>,
+    drivers: bool,
     pub(crate) kick: Arc<Kick>,
 }
 
 impl Context {
     pub(crate) fn new(kick: Arc<Kick>, file_ns: Arc<Atomic<u64>>) -> Result<Arc<Self>> {
+        Self::make(kick, file_ns, false)
+    }
+
+    /// That of the driver's own copies: it is never lost, and takes any number of jobs.
+    pub(crate) fn of_driver(kick: Arc<Kick>) -> Result<Arc<Self>> {
+        let file_ns = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        Self::make(kick, file_ns, true)
+    }
+
+    fn make(kick: Arc<Kick>, file_ns: Arc<Atomic<u64>>, drivers: bool) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 timeline: Timeline::new(),
@@ -65,10 +76,16 @@ impl Context {
                 engine_ns: Atomic::new(0),
                 file_ns,
                 closed: Atomic::new(false),
+                drivers,
                 kick,
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Whether it is that of the driver.
+    pub(crate) fn is_drivers(&self) -> bool {
+        self.drivers
     }
 
     /// One of `P2PGPU_CONTEXT_*`.

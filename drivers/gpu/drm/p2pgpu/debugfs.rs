@@ -21,13 +21,13 @@ use crate::{
         DrmDriver,
         Gpu, //
     },
+    engine,
     gem::{
         self,
         PlacementKind, //
     },
     regs::{
         self,
-        Operation,
         SLOT_SIZE, //
     }, //
 };
@@ -198,9 +198,7 @@ fn refusals(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::
 
 fn faults(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     with_gpu(drm, |_, gpu| {
-        gpu.engine_ring
-            .run(Operation::Check, 0, 0)
-            .map_err(|_| fmt::Error)?;
+        engine::check(gpu).map_err(|_| fmt::Error)?;
         writeln!(
             f,
             "count {}",

@@ -14,6 +14,7 @@ use crate::{
         Object, //
     },
     import::Imports,
+    kick::Kick,
     limits::Limits,
     patience::Patience,
     policy::SharedPolicy,
@@ -28,14 +29,12 @@ use crate::{
     },
     removal,
     ring::{
+        Completions,
         Handler,
         Ring,
         RingId, //
     },
-    scheduler::{
-        Kick,
-        Scheduler, //
-    },
+    scheduler::Scheduler,
     settings::Settings,
     slots::SlotId,
     table::PageTable,
@@ -322,11 +321,12 @@ impl<'drm> Gpu<'drm> {
     ) -> impl PinInit<Self, Error> + use<'drm> {
         pin_init::pin_init_scope(move || {
             let dev: &'drm device::Device<device::Bound> = pdev.as_ref();
+            let job_patience = patience.clone();
             let table = PageTable::new(dev, slots)?;
             bar.try_write_reg(regs::PT_ROOT::zeroed().with_address(table.root()))?;
 
-            let engine = Ring::completions(dev)?;
-            let aperture = Ring::completions(dev)?;
+            let engine = Completions::new(dev)?;
+            let aperture = Completions::new(dev)?;
             let fault_interrupts = Arc::new(Atomic::new(0), GFP_KERNEL)?;
             let mut handlers = KVec::with_capacity(3, GFP_KERNEL)?;
             handlers.push(Handler::Ring(engine.clone()), GFP_KERNEL)?;
@@ -353,7 +353,7 @@ impl<'drm> Gpu<'drm> {
                     aperture,
                     patience,
                 ),
-                scheduler <- Scheduler::new(kick),
+                scheduler <- Scheduler::new(kick, job_patience)?,
                 table,
                 provider: Provider::new(pdev, regs::BAR_APERTURE)?,
                 cgroups: Regions::new(

@@ -3,26 +3,43 @@
 //! The copy engine: copies, fills and checksums of page-wise scattered memory.
 
 use crate::{
+    driver::Gpu,
+    gem::Object,
+    job::{
+        self,
+        Command,
+        Track, //
+    },
+    kick::LOOK_MS,
     regs::{
         self,
         Operation,
         Place,
         RawSegment, //
-    },
-    ring::Ring, //
+    }, //
 };
 use core::ops::Range;
 use kernel::{
     device,
     dma::Coherent,
-    dma_buf::fence::Fence,
+    dma_buf::{
+        fence::{
+            Fence,
+            FenceMemory, //
+        },
+        pages::SharedMapping, //
+    },
     io::io_write,
     prelude::*,
-    sync::aref::ARef, //
+    sync::aref::ARef,
+    time::msecs_to_jiffies, //
 };
 
-/// Most segments in one list, which takes 32 bytes each of contiguous memory.
+/// Segments in one list, which takes 32 bytes each of contiguous memory; more only if the lists
+/// would be too many.
 const LIST_SEGMENTS: usize = 1024;
+/// Most commands of a job, half of what the ring holds.
+const COMMANDS_MAX: usize = 128;
 
 /// Contiguous memory: where it starts, and its length in bytes.
 #[derive(Clone, Copy)]
@@ -52,41 +69,6 @@ impl Extent {
     }
 }
 
-/// Segments under construction, and the lists that are full.
-struct Lists<'a> {
-    dev: &'a device::Device<device::Bound>,
-    full: KVec<Coherent<[RawSegment]>>,
-    current: KVec<RawSegment>,
-}
-
-impl<'a> Lists<'a> {
-    fn new(dev: &'a device::Device<device::Bound>) -> Self {
-        Self {
-            dev,
-            full: KVec::new(),
-            current: KVec::new(),
-        }
-    }
-
-    fn push(&mut self, segment: RawSegment) -> Result {
-        self.current.push(segment, GFP_KERNEL)?;
-        if self.current.len() == LIST_SEGMENTS {
-            self.close()?;
-        }
-        Ok(())
-    }
-
-    /// Moves the segments collected so far to memory that the device reads.
-    fn close(&mut self) -> Result {
-        if !self.current.is_empty() {
-            let list = upload(self.dev, &self.current)?;
-            self.full.push(list, GFP_KERNEL)?;
-            self.current.clear();
-        }
-        Ok(())
-    }
-}
-
 /// Copies segments to memory that the device reads.
 pub(crate) fn upload(
     dev: &device::Device<device::Bound>,
@@ -101,59 +83,146 @@ pub(crate) fn upload(
     Ok(list)
 }
 
+/// Commands of one operation.
+pub(crate) struct Plan {
+    lists: KVec<Coherent<[RawSegment]>>,
+    commands: KVec<Command>,
+}
+
+impl Plan {
+    /// `E2BIG`: the segments are more than the commands of a job take.
+    fn new(gpu: &Gpu<'_>, op: Operation, segments: &[RawSegment]) -> Result<Self> {
+        let size = segments.len().div_ceil(COMMANDS_MAX).max(LIST_SEGMENTS);
+        Self::with_lists(gpu, op, segments, size)
+    }
+
+    /// With lists of so many segments.
+    fn with_lists(
+        gpu: &Gpu<'_>,
+        op: Operation,
+        segments: &[RawSegment],
+        size: usize,
+    ) -> Result<Self> {
+        if size > regs::LIST_MAX {
+            return Err(E2BIG);
+        }
+        let mut plan = Self {
+            lists: KVec::new(),
+            commands: KVec::new(),
+        };
+        let mut at = 0;
+        while at < segments.len() {
+            let end = at.saturating_add(size).min(segments.len());
+            let list = upload(gpu.dev(), segments.get(at..end).ok_or(EINVAL)?)?;
+            let command = (op, end - at, list.dma_address());
+            plan.commands.push(command, GFP_KERNEL)?;
+            plan.lists.push(list, GFP_KERNEL)?;
+            at = end;
+        }
+        Ok(plan)
+    }
+
+    /// A copy of the bytes of `src` to those of `dst`, in order, which are as many.
+    pub(crate) fn copy(
+        gpu: &Gpu<'_>,
+        src: impl Iterator<Item = Extent>,
+        dst: impl Iterator<Item = Extent>,
+    ) -> Result<Self> {
+        let mut segments = KVVec::new();
+        pair(src, dst, |segment| Ok(segments.push(segment, GFP_KERNEL)?))?;
+        Self::new(gpu, Operation::Copy, &segments)
+    }
+
+    /// Queues the commands, as a job of the driver's own that is tried again so many times when it
+    /// fails. Such jobs run in their order.
+    ///
+    /// `maps`: what it is mapped by, if nobody else keeps that. `arriving`: the object whose bytes
+    /// it brings. `ENODEV`: the device goes.
+    pub(crate) fn queue<'drm>(
+        self,
+        gpu: &Gpu<'drm>,
+        maps: KVec<SharedMapping<'drm>>,
+        arriving: Option<ARef<Object>>,
+        retries: u32,
+    ) -> Result<ARef<Fence>> {
+        let context = &gpu.scheduler.drivers;
+        let memory = FenceMemory::new(GFP_KERNEL)?;
+        let _order = context.order.lock();
+        let pending = context.timeline.fence(memory);
+        let fence: ARef<Fence> = pending.fence().into();
+        let job = KBox::new(
+            job::Job {
+                context: context.clone(),
+                track: Track::new(pending, context.kick.clone())?,
+                waits: KVec::new(),
+                wake: None,
+                needs: KVec::new(),
+                commands: self.commands,
+                retries,
+                since: None,
+                next: None,
+                arriving,
+                _lists: self.lists,
+                _digests: None,
+                _maps: maps,
+                _objects: KVec::new(),
+            },
+            GFP_KERNEL,
+        )?;
+        gpu.scheduler.push(gpu, job)?;
+        Ok(fence)
+    }
+
+    /// As [`Plan::queue`], for a caller who waits, and keeps what is mapped until then.
+    fn start<'a, 'drm>(self, gpu: &'a Gpu<'drm>) -> Result<Job<'a, 'drm>> {
+        let fence = self.queue(gpu, KVec::new(), None, 0)?;
+        Ok(Job {
+            gpu,
+            fence: Some(fence),
+        })
+    }
+}
+
+/// Waits for a job of the driver's own. `EIO`: it failed. `ENODEV`: the device has gone.
+pub(crate) fn wait(gpu: &Gpu<'_>, fence: &Fence) -> Result {
+    loop {
+        match fence.wait(msecs_to_jiffies(LOOK_MS)) {
+            // Should its interrupt be lost, or the engine hang.
+            Err(ETIMEDOUT) => gpu.scheduler.poll(gpu),
+            Err(ENODEV) => return Err(ENODEV),
+            ended => return ended.map_err(|_| EIO),
+        }
+    }
+}
+
 /// Work that the engine has been given. Dropping it waits.
 pub(crate) struct Job<'a, 'drm> {
-    ring: &'a Ring<'drm>,
-    /// One a list, in order: any of them can fail.
-    fences: KVec<ARef<Fence>>,
-    /// Read by the device until the work is done.
-    _lists: KVec<Coherent<[RawSegment]>>,
+    gpu: &'a Gpu<'drm>,
+    fence: Option<ARef<Fence>>,
 }
 
 impl Job<'_, '_> {
-    /// The fence that signals last.
+    /// The fence that signals when it has ended.
     pub(crate) fn fence(&self) -> Option<&Fence> {
-        self.fences.last().map(|fence| &**fence)
+        self.fence.as_deref()
     }
 
-    /// Waits for the job. `EIO`: it failed.
+    /// Waits for the job. `EIO`: it failed. `ENODEV`: the device has gone.
     pub(crate) fn wait(mut self) -> Result {
         self.finish()
     }
 
     fn finish(&mut self) -> Result {
-        let mut result = Ok(());
-        for fence in core::mem::take(&mut self.fences) {
-            result = result.and(self.ring.wait(&fence));
-        }
-        result
+        let fence = self.fence.take();
+        fence.map_or(Ok(()), |fence| wait(self.gpu, &fence))
     }
 }
 
 impl Drop for Job<'_, '_> {
     fn drop(&mut self) {
-        // An error has no one to go to; the wait is for the lists.
+        // An error has no one to go to; the wait is for what is mapped.
         let _ = self.finish();
     }
-}
-
-/// Submits the lists, in order.
-fn submit<'a, 'drm>(
-    ring: &'a Ring<'drm>,
-    mut lists: Lists<'_>,
-    op: Operation,
-) -> Result<Job<'a, 'drm>> {
-    lists.close()?;
-    let mut job = Job {
-        ring,
-        fences: KVec::with_capacity(lists.full.len(), GFP_KERNEL)?,
-        _lists: lists.full,
-    };
-    for list in &job._lists {
-        let fence = ring.submit(op, list.len(), list.dma_address())?;
-        job.fences.push(fence, GFP_KERNEL)?;
-    }
-    Ok(job)
 }
 
 /// Passes the segments of an operation with as many bytes of `src` as of `dst` to `push`.
@@ -182,27 +251,34 @@ pub(crate) fn pair(
 
 /// Starts a copy of the bytes of `src` to those of `dst`, in order, which are as many.
 pub(crate) fn copy<'a, 'drm>(
-    dev: &device::Device<device::Bound>,
-    ring: &'a Ring<'drm>,
+    gpu: &'a Gpu<'drm>,
     src: impl Iterator<Item = Extent>,
     dst: impl Iterator<Item = Extent>,
 ) -> Result<Job<'a, 'drm>> {
-    let mut lists = Lists::new(dev);
-    pair(src, dst, |segment| lists.push(segment))?;
-    submit(ring, lists, Operation::Copy)
+    Plan::copy(gpu, src, dst)?.start(gpu)
 }
 
 /// Starts to fill `dst` with zeros.
 pub(crate) fn clear<'a, 'drm>(
-    dev: &device::Device<device::Bound>,
-    ring: &'a Ring<'drm>,
+    gpu: &'a Gpu<'drm>,
     dst: impl Iterator<Item = Extent>,
 ) -> Result<Job<'a, 'drm>> {
-    let mut lists = Lists::new(dev);
+    let mut segments = KVVec::new();
     for extent in dst {
-        lists.push(regs::segment(Place::Unused, extent.place, extent.len))?;
+        let segment = regs::segment(Place::Unused, extent.place, extent.len);
+        segments.push(segment, GFP_KERNEL)?;
     }
-    submit(ring, lists, Operation::Fill(0))
+    Plan::new(gpu, Operation::Fill(0), &segments)?.start(gpu)
+}
+
+/// Has the device look for writes to slots that are not installed.
+pub(crate) fn check(gpu: &Gpu<'_>) -> Result {
+    let mut plan = Plan {
+        lists: KVec::new(),
+        commands: KVec::new(),
+    };
+    plan.commands.push((Operation::Check, 0, 0), GFP_KERNEL)?;
+    plan.start(gpu)?.wait()
 }
 
 /// Bytes of a digest.
@@ -236,23 +312,18 @@ impl Checksum<'_, '_> {
 ///
 /// `E2BIG`: they lie in more pieces than one command takes.
 pub(crate) fn checksum<'a, 'drm>(
-    dev: &device::Device<device::Bound>,
-    ring: &'a Ring<'drm>,
+    gpu: &'a Gpu<'drm>,
     src: impl Iterator<Item = Extent>,
 ) -> Result<Checksum<'a, 'drm>> {
     let mut segments = KVVec::new();
     for extent in src {
-        segments.push(
-            regs::segment(extent.place, Place::Unused, extent.len),
-            GFP_KERNEL,
-        )?;
+        let segment = regs::segment(extent.place, Place::Unused, extent.len);
+        segments.push(segment, GFP_KERNEL)?;
     }
-    if segments.len() > regs::LIST_MAX {
-        return Err(E2BIG);
-    }
-    let result: Coherent<[u8]> = Coherent::zeroed_slice(dev, DIGEST_SIZE, GFP_KERNEL)?;
-    let mut lists = Lists::new(dev);
-    lists.full.push(upload(dev, &segments)?, GFP_KERNEL)?;
-    let job = submit(ring, lists, Operation::Checksum(result.dma_address()))?;
+    let result: Coherent<[u8]> = Coherent::zeroed_slice(gpu.dev(), DIGEST_SIZE, GFP_KERNEL)?;
+    let op = Operation::Checksum(result.dma_address());
+    // In one command, as it has one result.
+    let plan = Plan::with_lists(gpu, op, &segments, segments.len())?;
+    let job = plan.start(gpu)?;
     Ok(Checksum { job, result })
 }

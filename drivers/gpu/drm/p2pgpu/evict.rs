@@ -18,27 +18,37 @@ use crate::{
         DrmDevice,
         Gpu, //
     },
+    engine,
     gem::{
         self,
         Object,
+        Placement,
         PlacementKind,
         State, //
     },
-    migrate,
+    migrate::{
+        self,
+        Arrive, //
+    },
     pressure::CONTENTION,
     regs::SLOT_SHIFT,
+    trace,
     vram::VramPages, //
 };
 use kernel::{
-    dma_buf::resv::{
-        Held,
-        Usage, //
+    dma_buf::{
+        fence::Fence,
+        resv::{
+            Held,
+            Usage, //
+        }, //
     },
     drm::gem::BaseObject,
     new_mutex,
     prelude::*,
     rbtree::RBTree,
     sync::{
+        aref::ARef,
         atomic::{
             Atomic,
             Relaxed, //
@@ -130,15 +140,92 @@ pub(crate) fn used(obj: &Object) {
     obj.last_use.store(turn, Relaxed);
 }
 
-/// Has an object that is about to be used come back to VRAM. Without room there it is used where it
-/// is. Under its reservation lock.
+/// Where the bytes of an object are while they are copied to where it is.
+pub(crate) struct Arrival {
+    /// Of the copy.
+    fence: ARef<Fence>,
+    /// Where the object was, if it can be there again.
+    from: Option<Placement>,
+}
+
+impl Arrival {
+    /// From `old`: VRAM is somebody else's at once, system memory is kept until the copy has ended.
+    pub(crate) fn new(fence: ARef<Fence>, old: &Placement) -> Self {
+        let from = match old {
+            Placement::System(_) => Some(old.clone()),
+            Placement::Vram(_) | Placement::Imported(_) => None,
+        };
+        Self { fence, from }
+    }
+}
+
+/// Takes note of a copy that has ended. Under the object's reservation lock.
+///
+/// If it has failed, the object is where it was; after an eviction its bytes are lost.
+pub(crate) fn settle(obj: &Object) {
+    let mut state = obj.state.lock();
+    let ended = state.arrival.as_ref().and_then(|a| a.fence.status());
+    let Some(ended) = ended else {
+        return;
+    };
+    let from = state.arrival.take().and_then(|arrival| arrival.from);
+    // Freed without the lock.
+    let _unused = match (ended, from) {
+        (Ok(()), from) => from,
+        (Err(_), Some(from)) => {
+            state.eviction.is_away = true;
+            Some(core::mem::replace(&mut state.placement, from))
+        }
+        (Err(_), None) => {
+            state.losses += 1;
+            kernel::pr_err_once!("the bytes of an object are lost\n");
+            None
+        }
+    };
+    drop(state);
+}
+
+/// The fence of the copy that is to bring the object's bytes, if it has not ended. Under its
+/// reservation lock.
+pub(crate) fn arriving(obj: &Object) -> Option<ARef<Fence>> {
+    settle(obj);
+    let state = obj.state.lock();
+    state.arrival.as_ref().map(|arrival| arrival.fence.clone())
+}
+
+/// Waits until the object's bytes are where it is. Under its reservation lock. `ENODEV`: the device
+/// goes.
+pub(crate) fn arrive(obj: &Object, gpu: &Gpu<'_>) -> Result {
+    if let Some(fence) = arriving(obj) {
+        match engine::wait(gpu, &fence) {
+            Err(ENODEV) => return Err(ENODEV),
+            // What has failed is settled.
+            _ => settle(obj),
+        }
+    }
+    Ok(())
+}
+
+/// Has an object that is about to be used come back to VRAM, and waits for it. Without room there it
+/// is used where it is. Under its reservation lock.
 pub(crate) fn bring_back(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>) {
+    // An error is for who uses it.
+    let _ = arrive(obj, gpu);
+    come_back(obj, gpu, held, Arrive::Now);
+}
+
+/// As [`bring_back`], but who uses the object waits for it.
+pub(crate) fn call_back(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>) {
+    come_back(obj, gpu, held, Arrive::Later);
+}
+
+fn come_back(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>, arrive: Arrive) {
     used(obj);
     // Work on it that is still to come may wait for what its user does next.
     if !obj.state.lock().eviction.is_away || !is_idle(obj) {
         return;
     }
-    if migrate::migrate(obj, gpu, held, PlacementKind::Vram).is_ok() {
+    if migrate::migrate(obj, gpu, held, PlacementKind::Vram, arrive).is_ok() {
         stay(obj);
     }
 }
@@ -259,9 +346,17 @@ fn evict(dev: &DrmDevice, gpu: &Gpu<'_>, offset: u64) -> Left {
         return Left::Used;
     }
     // One that cannot leave just yields nothing: the next one is asked.
-    if migrate::migrate(&obj, gpu, guard.held(), PlacementKind::System).is_err() {
+    let moved = migrate::migrate(
+        &obj,
+        gpu,
+        guard.held(),
+        PlacementKind::System,
+        Arrive::Later,
+    );
+    if moved.is_err() {
         return Left::No;
     }
+    trace::evict(&obj);
     let eviction = &mut obj.state.lock().eviction;
     eviction.is_away = true;
     eviction.count = eviction.count.saturating_add(1);

@@ -23,7 +23,10 @@ use crate::{
         PlacementKind,
         State, //
     },
-    migrate,
+    migrate::{
+        self,
+        Arrive, //
+    },
     policy::PciAddress,
     pressure::{
         self,
@@ -160,9 +163,9 @@ impl Terms {
 /// Moves the object to system memory, as `importer` cannot be given slots.
 fn fall_back(obj: &Object, gpu: &Gpu<'_>, importer: &device::Device, held: Held<'_>) -> Result {
     if obj.placement().kind() == Some(PlacementKind::System) {
-        return Ok(());
+        return evict::arrive(obj, gpu);
     }
-    migrate::migrate(obj, gpu, held, PlacementKind::System)?;
+    migrate::migrate(obj, gpu, held, PlacementKind::System, Arrive::Now)?;
     obj.state.lock().fall_backs += 1;
     obj.dev().activity.fall_backs.up();
     trace::fall_back(obj, importer);

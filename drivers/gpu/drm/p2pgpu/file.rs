@@ -22,7 +22,10 @@ use crate::{
         Placement,
         PlacementKind, //
     },
-    migrate,
+    migrate::{
+        self,
+        Arrive, //
+    },
     peer,
     submit::{
         self,
@@ -356,6 +359,7 @@ impl File {
             system_maps: state.system_maps,
             fall_backs: state.fall_backs,
             refusals: state.refusals,
+            losses: state.losses,
             ..*args
         };
         drop(state);
@@ -394,7 +398,7 @@ impl File {
         let kind = PlacementKind::try_from(args.placement)?;
         let obj = gem::lookup_own(file, args.handle)?;
         let guard = obj.resv().lock_interruptible()?;
-        migrate::migrate(&obj, gpu, guard.held(), kind)?;
+        migrate::migrate(&obj, gpu, guard.held(), kind, Arrive::Now)?;
         evict::stay(&obj);
         Ok(0)
     }

@@ -16,6 +16,7 @@ use crate::{
     engine,
     evict::{
         self,
+        Arrival,
         Eviction, //
     },
     export::Mapping,
@@ -23,6 +24,7 @@ use crate::{
         self,
         Import, //
     },
+    kick::LOOK_MS,
     peer,
     pressure::{
         LastMap,
@@ -46,6 +48,7 @@ use kernel::{
     cgroup::dmem::Charge,
     device,
     dma_buf::{
+        fence::Fence,
         pages::Pages,
         DmaBuf, //
     },
@@ -76,6 +79,7 @@ use kernel::{
     task::Task,
     time::{
         delay::fsleep,
+        msecs_to_jiffies,
         Delta, //
     },
     uapi, //
@@ -151,7 +155,7 @@ impl Placement {
         let this = Self::alloc(dev, gpu, None, kind, size)?;
         if let Self::Vram(vram) = &this {
             let all = 0..u64::try_from(size)?;
-            engine::clear(gpu.dev(), &gpu.engine_ring, vram.extents(all))?.wait()?;
+            engine::clear(gpu, vram.extents(all))?.wait()?;
         }
         Ok(this)
     }
@@ -197,6 +201,10 @@ pub(crate) struct State {
     pub(crate) refusals: u64,
     /// Whether it may leave VRAM, and has.
     pub(crate) eviction: Eviction,
+    /// Times that its bytes were lost, as the engine failed.
+    pub(crate) losses: u64,
+    /// Its bytes are still to come to where it is.
+    pub(crate) arrival: Option<Arrival>,
 }
 
 impl State {
@@ -313,6 +321,8 @@ enum Faulted {
     As(Outcome),
     /// Peers hold the slots that are to let go of them: try again after this time.
     NotYet(Delta),
+    /// The bytes are not there yet: try again when this has signalled.
+    Arriving(ARef<Fence>),
 }
 
 /// The driver's part of a GEM object.
@@ -389,6 +399,8 @@ impl gem::DriverObject for Bo {
                 fall_backs: 0,
                 refusals: 0,
                 eviction: Eviction::default(),
+                losses: 0,
+                arrival: None,
             }, "p2pgpu::gem::state"),
             importers <- new_mutex!(Importers::default(), "p2pgpu::gem::importers"),
             last_use: Atomic::new(0),
@@ -406,6 +418,9 @@ impl managed::Backing for Bo {
     fn fault(obj: &Object, dev: &DrmDevice<Registered>, page: usize, fault: &Fault<'_>) -> Outcome {
         let handle = || {
             let guard = obj.resv().lock_interruptible()?;
+            if let Some(fence) = evict::arriving(obj) {
+                return Ok(Faulted::Arriving(fence));
+            }
             match obj.placement() {
                 Placement::System(pages) => {
                     let pfn = pages.pfn(page).ok_or(EINVAL)?;
@@ -441,6 +456,11 @@ impl managed::Backing for Bo {
             Ok(Faulted::NotYet(time)) => {
                 // The task comes back, unless a signal ends it.
                 fsleep(time);
+                Outcome::Retry
+            }
+            Ok(Faulted::Arriving(fence)) => {
+                // As above; not for long, as the lock of the mappings is held.
+                let _ = fence.wait_interruptible(msecs_to_jiffies(LOOK_MS));
                 Outcome::Retry
             }
             Err(error) => error.into(),

@@ -3,17 +3,25 @@
 //! Migration: an object's bytes go from one placement to another.
 //!
 //! Importers and CPUs are told first, the copy engine moves the bytes, and the old memory is
-//! freed when nobody can use it any more: an importer that unmaps late keeps the old VRAM pages
+//! freed when nobody can use it any more. Who moves an object waits for the copy, or leaves that to
+//! those who use the object next; VRAM is given away at once even so, as what its new owner does
+//! first is a copy too, or a clear, and these run in their order.
+//!
+//! As for importers: an importer that unmaps late keeps the old VRAM pages
 //! and their slots alive by the reference in its mapping. These slots drain. If the object is
 //! promised slots, it is not moved where that would leave too few for all promises.
 
 use crate::{
-    access::{
-        Purpose,
-        View, //
-    },
+    access::View,
     driver::Gpu,
-    engine,
+    engine::{
+        self,
+        Plan, //
+    },
+    evict::{
+        self,
+        Arrival, //
+    },
     export,
     gem::{
         self,
@@ -24,10 +32,14 @@ use crate::{
     trace, //
 };
 use kernel::{
-    dma_buf::resv::{
-        Held,
-        Resv,
-        Usage, //
+    dma::DataDirection,
+    dma_buf::{
+        pages::SharedMapping,
+        resv::{
+            Held,
+            Resv,
+            Usage, //
+        }, //
     },
     drm::gem::BaseObject,
     page::PAGE_SIZE,
@@ -35,6 +47,8 @@ use kernel::{
     time::msecs_to_jiffies, //
 };
 
+/// Times that a copy is tried again for which nobody waits.
+const RETRIES: u32 = 2;
 /// Longest wait for accesses of importers that were told to let go.
 const IMPORTERS_TIMEOUT_MS: u32 = 10_000;
 
@@ -85,6 +99,15 @@ pub(crate) fn wait_for_accesses(resv: &Resv) -> Result {
         .map_err(|_| EBUSY)
 }
 
+/// Who waits for the bytes of an object that is moved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrive {
+    /// Who moves it.
+    Now,
+    /// Who uses it next.
+    Later,
+}
+
 /// Moves the object to `target`. Under its reservation lock.
 ///
 /// `EBUSY`: an importer pins it or does not let go, or has not unmapped slots without which the
@@ -95,17 +118,25 @@ pub(crate) fn migrate(
     gpu: &Gpu<'_>,
     held: Held<'_>,
     target: PlacementKind,
+    arrive: Arrive,
 ) -> Result {
+    evict::arrive(obj, gpu)?;
     if obj.placement().kind() == Some(target) {
         return Ok(());
     }
-    let result = move_to(obj, gpu, held, target);
+    let result = move_to(obj, gpu, held, target, arrive);
     trace::migrate(obj, target, result);
     result
 }
 
 /// As [`migrate`], for an object that is elsewhere.
-fn move_to(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>, target: PlacementKind) -> Result {
+fn move_to(
+    obj: &Object,
+    gpu: &Gpu<'_>,
+    held: Held<'_>,
+    target: PlacementKind,
+    arrive: Arrive,
+) -> Result {
     let (old, promised) = {
         let state = obj.state.lock();
         if state.pins != 0 {
@@ -126,26 +157,47 @@ fn move_to(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>, target: PlacementKind) -
     };
     obj.zap(0..size / PAGE_SIZE)?;
 
-    {
-        let all = 0..u64::try_from(size)?;
-        let src = View::new(gpu, &old, held, Purpose::Read)?;
-        let dst = View::new(gpu, &new, held, Purpose::Write)?;
-        // Not earlier: importers that are told may add fences, and would use up the room.
-        let mut room = held.reserve_fences(1)?;
-        let job = engine::copy(
-            gpu.dev(),
-            &gpu.engine_ring,
-            src.extents(all.clone()),
-            dst.extents(all),
-        )?;
-        if let Some(fence) = job.fence() {
-            // For those who look at the buffer without its lock.
-            room.add(fence, Usage::Kernel)?;
+    let (pages, vram, dir) = match (&old, &new) {
+        (Placement::Vram(vram), Placement::System(pages)) => {
+            (pages, vram, DataDirection::FromDevice)
         }
-        job.wait()?;
+        (Placement::System(pages), Placement::Vram(vram)) => (pages, vram, DataDirection::ToDevice),
+        _ => return Err(EINVAL),
+    };
+    let map = SharedMapping::new(pages.clone(), gpu.bound(), dir)?;
+    let table = View::Table(map.table());
+    let vram = View::Vram(vram);
+    let (src, dst) = match target {
+        PlacementKind::System => (&vram, &table),
+        PlacementKind::Vram => (&table, &vram),
+    };
+    let all = 0..u64::try_from(size)?;
+    let plan = Plan::copy(gpu, src.extents(all.clone()), dst.extents(all))?;
+    let mut maps = KVec::with_capacity(1, GFP_KERNEL)?;
+    maps.push(map, GFP_KERNEL)?;
+    // Not earlier: importers that are told may add fences, and would use up the room.
+    let mut room = held.reserve_fences(1)?;
+    let (arriving, retries) = match arrive {
+        Arrive::Now => (None, 0),
+        Arrive::Later => (Some(obj.into()), RETRIES),
+    };
+    let fence = plan.queue(gpu, maps, arriving, retries)?;
+    // For those who look at the buffer without its lock, or when it is given back.
+    room.add(&fence, Usage::Kernel)?;
+    {
+        let place = |from| {
+            let mut state = obj.state.lock();
+            state.placement = new;
+            state.arrival = from;
+        };
+        match arrive {
+            Arrive::Now => {
+                engine::wait(gpu, &fence)?;
+                place(None);
+            }
+            Arrive::Later => place(Some(Arrival::new(fence, &old))),
+        }
     }
-
-    obj.state.lock().placement = new;
     if let Placement::Vram(vram) = old {
         gem::release_slots(obj, &vram);
     }

@@ -7,6 +7,7 @@
 //! - [`regs`], [`ring`], [`engine`]: the hardware, from registers to copies.
 //! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
 //! - [`gem`], [`migrate`], [`evict`], [`access`]: objects, and what the engine does with them.
+//! - [`submit`], [`context`], [`job`], [`scheduler`], [`kick`]: jobs, and what moves them on.
 //! - [`export`], [`peer`], [`import`]: who reaches them, and whose they reach.
 //! - [`pressure`], [`limits`], [`cgroup`], [`policy`], [`refusal`]: who must let go, and who is refused.
 //! - [`file`], [`fdinfo`], [`debugfs`], [`census`], [`activity`], [`trace`]: what userspace sees.
@@ -35,6 +36,7 @@ mod file;
 mod gem;
 mod import;
 mod job;
+mod kick;
 mod limits;
 mod memory;
 mod migrate;

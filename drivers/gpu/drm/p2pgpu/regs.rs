@@ -213,12 +213,13 @@ impl Operation {
 /// A command as it lies in a ring: 64 bytes.
 pub(crate) type RawCommand = [u64; 8];
 
-/// Encodes a command that interrupts when it is done.
-pub(crate) fn command(op: Operation, count: u32, list: u64, fence: u64) -> RawCommand {
+/// Encodes a command, which interrupts when it is done if `irq` is set.
+pub(crate) fn command(op: Operation, count: u32, list: u64, fence: u64, irq: bool) -> RawCommand {
     const FLAG_IRQ: u64 = 1 << 16;
     let (opcode, value) = op.encode();
+    let flags = if irq { FLAG_IRQ } else { 0 };
     [
-        (opcode | FLAG_IRQ | u64::from(count) << 32).to_le(),
+        (opcode | flags | u64::from(count) << 32).to_le(),
         fence.to_le(),
         list.to_le(),
         value.to_le(),

@@ -125,7 +125,7 @@ pub(crate) fn unbind(pdev: &pci::Device<Bound>, drm: &RegisteredRef<DrmDriver>) 
     drm.leave();
     // Jobs first: importers wait for their fences.
     if let Some(dev) = drm.registration_guard() {
-        dev.registration_data_with(|gpu| gpu.scheduler.leave(&dev));
+        dev.registration_data_with(|gpu| gpu.scheduler.leave(gpu));
     }
     take_back(pdev, drm);
 }

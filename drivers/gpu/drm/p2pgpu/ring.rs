@@ -10,7 +10,6 @@ use crate::{
     job::{
         Command,
         End,
-        Job,
         Track, //
     },
     patience::Patience,
@@ -29,19 +28,17 @@ use kernel::{
         Fence,
         FenceMemory,
         Names,
-        PendingFence,
         Signalling,
         Timeline, //
     },
     io::{
         io_project,
-        io_read,
         io_write,
         poll::read_poll_timeout,
         register::Array,
         Io, //
     },
-    irq, new_mutex, new_spinlock_irq, pci,
+    irq, new_mutex, pci,
     prelude::*,
     sync::{
         aref::ARef,
@@ -49,20 +46,20 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
-        barrier::{
-            dma_mb,
-            Read, //
-        },
         Arc,
         Mutex,
-        MutexGuard,
-        SpinLockIrq, //
+        MutexGuard, //
     },
     time::{
         msecs_to_jiffies,
         Delta, //
     },
 };
+
+mod completions;
+
+pub(crate) use self::completions::Completions;
+use self::completions::Waiter;
 
 /// The device's rings, by register index, which is the number of the interrupt vector too.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -89,78 +86,6 @@ impl Names for FenceNames {
     const TIMELINE: &'static CStr = c_str!("ring");
 }
 
-/// The last command of those that were submitted together.
-struct Entry {
-    fence: PendingFence,
-    /// The job, if they are one's.
-    job: Option<Arc<Track>>,
-}
-
-/// Commands whose fence has not signalled.
-struct Pending {
-    /// That of sequence number `n` is at `n` modulo the ring's size.
-    fences: KVec<Option<Entry>>,
-    /// Sequence number up to which all fences have signalled.
-    signalled: u64,
-    /// Sequence number of the newest command.
-    submitted: u64,
-    /// The device has reported an error and the ring is halted.
-    halted: bool,
-}
-
-impl Pending {
-    fn entry(&mut self, seqno: u64) -> Option<&mut Option<Entry>> {
-        let index = usize::try_from(seqno % u64::from(RING_COMMANDS)).ok()?;
-        self.fences.get_mut(index)
-    }
-
-    /// Signals all fences up to `seqno`. A job at whose commands the ring is ends with `first`, those
-    /// behind it are innocent.
-    fn signal_to(&mut self, seqno: u64, outcome: Result, first: End) {
-        let mut end = first;
-        // The device is not trusted to report only what was submitted.
-        let last = seqno.min(self.submitted);
-        while self.signalled < last {
-            self.signalled += 1;
-            let seqno = self.signalled;
-            if let Some(entry) = self.entry(seqno).and_then(Option::take) {
-                if let Some(job) = entry.job {
-                    job.left_ring(end);
-                }
-                entry.fence.signal(outcome);
-                if end != End::Done {
-                    end = End::Innocent;
-                }
-            }
-        }
-    }
-}
-
-/// What a ring shares with its interrupt handler.
-#[pin_data]
-pub(crate) struct Completions {
-    status: Coherent<RawStatus>,
-    #[pin]
-    pending: SpinLockIrq<Pending>,
-}
-
-impl Completions {
-    /// Signals what the status block says. Callable from any context.
-    pub(crate) fn update(&self) {
-        // Under the lock: what a restart clears is not acted on after it.
-        let mut pending = self.pending.lock();
-        let done = u64::from_le(io_read!(self.status, [build: regs::STATUS_DONE]));
-        let error = u64::from_le(io_read!(self.status, [build: regs::STATUS_ERROR]));
-        // What the command wrote is read after the word that says it is there.
-        dma_mb(Read);
-        pending.signal_to(done, Ok(()), End::Done);
-        if error != 0 {
-            pending.halted = true;
-            pending.signal_to(u64::MAX, Err(EIO), End::Error);
-        }
-    }
-}
-
 /// The interrupt handler of a vector.
 pub(crate) enum Handler {
     /// Fences of a ring.
@@ -184,8 +109,8 @@ impl irq::Handler for Handler {
 /// Where the next command goes.
 struct Submission {
     tail: u32,
-    /// The ring did not stop when told to; it is not used any more.
-    dead: bool,
+    /// The ring did not stop when told to, and why; it is not used any more.
+    dead: Option<Error>,
     /// The device is going to be reset: nothing is submitted.
     suspended: bool,
     /// The ring is stopped for the reset.
@@ -207,27 +132,6 @@ pub(crate) struct Ring<'drm> {
 }
 
 impl<'drm> Ring<'drm> {
-    /// Allocates what the device and the handler share, before the ring is started.
-    pub(crate) fn completions(dev: &device::Device<device::Bound>) -> Result<Arc<Completions>> {
-        let status = Coherent::zeroed(dev, GFP_KERNEL)?;
-        let mut fences = KVec::with_capacity(usize::try_from(RING_COMMANDS)?, GFP_KERNEL)?;
-        for _ in 0..RING_COMMANDS {
-            fences.push(None, GFP_KERNEL)?;
-        }
-        Arc::pin_init(
-            try_pin_init!(Completions {
-                status,
-                pending <- new_spinlock_irq!(Pending {
-                    fences,
-                    signalled: 0,
-                    submitted: 0,
-                    halted: false,
-                }, "p2pgpu::ring::pending"),
-            }? Error),
-            GFP_KERNEL,
-        )
-    }
-
     /// Starts ring `id`; `completions` is already with the interrupt handler.
     pub(crate) fn new(
         pdev: &'drm pci::Device<device::Bound>,
@@ -245,7 +149,7 @@ impl<'drm> Ring<'drm> {
             patience,
             submission <- new_mutex!(Submission {
                 tail: 0,
-                dead: false,
+                dead: None,
                 suspended: false,
                 stopped: false,
             }, "p2pgpu::ring::submission"),
@@ -273,30 +177,34 @@ impl<'drm> Ring<'drm> {
     /// Before a reset: lets what is pending end, and nobody in.
     pub(crate) fn suspend(&self) {
         self.submission.lock().suspended = true;
-        let newest: Option<ARef<Fence>> = {
-            let mut pending = self.completions.pending.lock();
-            let seqno = pending.submitted;
-            pending
-                .entry(seqno)
-                .and_then(|entry| entry.as_ref())
-                .map(|entry| entry.fence.fence().into())
-        };
         // Without the lock, which is needed to end a command that is lost. Who waits for what
         // failed learns it from its fence.
-        let _ = newest.map(|fence| self.ended(&fence));
+        let ended = || {
+            self.completions.update();
+            let pending = self.completions.pending.lock();
+            Ok(pending.signalled == pending.submitted)
+        };
+        let most = Delta::from_millis(self.patience.timeout_ms(self.id).into());
+        let _ = read_poll_timeout(ended, |ended| *ended, Delta::from_millis(1), most);
+        self.halt();
+    }
+
+    /// Stops the ring, whatever is in it, and lets nobody in until it is resumed.
+    pub(crate) fn halt(&self) {
         let _signalling = Signalling::begin();
         let mut submission = self.submission.lock();
+        submission.suspended = true;
         submission.stopped = true;
         if let Err(error) = self.stop() {
             self.cut_off(error);
         }
-        self.fail_pending();
+        self.fail_pending(End::Stopped);
     }
 
     /// After a reset that has failed: the ring is not used any more.
     pub(crate) fn give_up(&self) {
         let mut submission = self.submission.lock();
-        submission.dead = true;
+        submission.dead = Some(EIO);
         submission.suspended = false;
     }
 
@@ -306,7 +214,7 @@ impl<'drm> Ring<'drm> {
         self.set_up()?;
         *submission = Submission {
             tail: 0,
-            dead: false,
+            dead: None,
             suspended: false,
             stopped: false,
         };
@@ -362,67 +270,77 @@ impl<'drm> Ring<'drm> {
 
     /// Submits a command; the fence signals when it is done.
     ///
-    /// `EIO`: the ring is dead. `EAGAIN`: the device is being reset. The memory that the command names stays valid until the fence has
-    /// signalled *and* [`Ring::wait`] has returned.
+    /// `EIO`: the ring is dead. `ENODEV`: the device is off the bus. `EAGAIN`: the device is being
+    /// reset. The memory that the command names stays valid until the fence has signalled *and*
+    /// [`Ring::wait`] has returned.
     pub(crate) fn submit(&self, op: Operation, count: usize, list: u64) -> Result<ARef<Fence>> {
         // Not under the lock, which whoever signals the fence of a lost command takes.
         let memory = FenceMemory::new(GFP_KERNEL)?;
         let mut submission = self.lock_with_room()?;
         let fence = self.timeline.fence(memory);
         let shared: ARef<Fence> = fence.fence().into();
-        self.write(&mut submission, &[(op, count, list)], fence, None)?;
+        self.write(&mut submission, &[(op, count, list)], Waiter::Fence(fence))?;
+        self.ring_doorbell(&submission)?;
         Ok(shared)
     }
 
-    /// Submits the commands of a job, or none of them.
+    /// Lets the commands of jobs in, for as long as the value lives.
     ///
-    /// `EIO`: the ring is dead. `EAGAIN`: the device is being reset, or the ring is full. Does not
-    /// wait for a fence, and allocates nothing. The memory that the commands name stays valid until
-    /// the job has left the ring.
-    pub(crate) fn submit_job(&self, job: &mut Job<'_>) -> Result {
-        let mut submission = self.submission.lock();
-        self.check(&mut submission)?;
-        let count = u64::try_from(job.commands.len())?;
-        let used = {
-            let pending = self.completions.pending.lock();
-            pending.submitted - pending.signalled
-        };
-        if used.saturating_add(count) > u64::from(RING_COMMANDS) {
+    /// `EIO`: the ring is dead. `ENODEV`: the device is off the bus. `EAGAIN`: the device is being
+    /// reset, or reports an error. Does not wait for a fence, and allocates nothing.
+    pub(crate) fn batch(&self) -> Result<Batch<'_, 'drm>> {
+        let submission = self.submission.lock();
+        if submission.suspended || self.completions.pending.lock().halted {
             return Err(EAGAIN);
         }
-        let memory = job.memory.pop().ok_or(EIO)?;
-        let fence = self.timeline.fence(memory);
-        let track = job.track.clone();
-        self.write(&mut submission, &job.commands, fence, Some(track))
+        match submission.dead {
+            Some(error) => Err(error),
+            None => Ok(Batch {
+                ring: self,
+                submission,
+                added: false,
+            }),
+        }
     }
 
-    /// Writes commands, for which there is room, and tells the device.
-    fn write(
-        &self,
-        submission: &mut Submission,
-        commands: &[Command],
-        fence: PendingFence,
-        job: Option<Arc<Track>>,
-    ) -> Result {
+    /// Starts the ring again if it has halted at an error. Allocates nothing.
+    pub(crate) fn revive(&self) {
+        let mut submission = self.submission.lock();
+        // Who submits next learns what is wrong.
+        let _ = self.check(&mut submission);
+    }
+
+    /// Writes commands, for which there is room. The device is not told yet. `EAGAIN`: the ring has
+    /// just halted.
+    fn write(&self, submission: &mut Submission, commands: &[Command], waiter: Waiter) -> Result {
         let added = u64::try_from(commands.len())?;
-        let first = {
+        let (first, last) = {
             let mut pending = self.completions.pending.lock();
+            // What is put behind a command that has failed would be taken for the next that does.
+            if pending.halted {
+                return Err(EAGAIN);
+            }
             let first = pending.submitted;
             let last = first.checked_add(added).ok_or(EOVERFLOW)?;
             pending.submitted = last;
             if let Some(entry) = pending.entry(last) {
-                *entry = Some(Entry { fence, job });
+                *entry = Some(waiter);
             }
-            first
+            (first, last)
         };
         for (seqno, &(op, count, list)) in (first + 1..).zip(commands) {
             let index = usize::try_from(submission.tail % RING_COMMANDS)?;
-            let command = regs::command(op, u32::try_from(count)?, list, seqno);
+            let command = regs::command(op, u32::try_from(count)?, list, seqno, seqno == last);
             for (word, value) in command.into_iter().enumerate() {
                 io_write!(self.commands, [try: index][try: word], value);
             }
             submission.tail = submission.tail.wrapping_add(1);
         }
+        Ok(())
+    }
+
+    /// Tells the device of what was written.
+    fn ring_doorbell(&self, submission: &Submission) -> Result {
         // The store to the register is ordered after those to memory.
         let doorbell = regs::RING_DOORBELL::zeroed().with_tail(submission.tail);
         let at = regs::RING_DOORBELL::try_at(self.id as usize).ok_or(EINVAL)?;
@@ -438,8 +356,8 @@ impl<'drm> Ring<'drm> {
     pub(crate) fn abandon(&self, job: &Track) {
         let _signalling = Signalling::begin();
         let mut submission = self.submission.lock();
-        let stopped = submission.dead || submission.stopped;
-        if !stopped && job.end().is_none() {
+        let stopped = submission.dead.is_some() || submission.stopped;
+        if !stopped && job.ended().is_none() {
             // A ring that does not stop is dead: who submits next is told.
             let _ = self.restart(&mut submission);
         }
@@ -450,8 +368,8 @@ impl<'drm> Ring<'drm> {
         if submission.suspended {
             return Err(EAGAIN);
         }
-        if submission.dead {
-            return Err(EIO);
+        if let Some(error) = submission.dead {
+            return Err(error);
         }
         if self.completions.pending.lock().halted {
             self.restart(submission)?;
@@ -477,16 +395,14 @@ impl<'drm> Ring<'drm> {
     /// The oldest command, if as many are pending as the ring holds.
     fn oldest_of_full_ring(&self) -> Option<ARef<Fence>> {
         let mut pending = self.completions.pending.lock();
-        if pending.submitted - pending.signalled < u64::from(RING_COMMANDS) {
+        if pending.room() != 0 {
             return None;
         }
-        // The last of the commands that were submitted together has the fence of all.
-        for seqno in pending.signalled + 1..=pending.submitted {
-            if let Some(Some(entry)) = pending.entry(seqno) {
-                return Some(entry.fence.fence().into());
-            }
+        let oldest = pending.signalled + 1;
+        match pending.entry(oldest) {
+            Some(Some(Waiter::Fence(fence))) => Some(fence.fence().into()),
+            _ => None,
         }
-        None
     }
 
     /// Waits for a command, for as long as a command may take. `EIO`: it failed, or has not ended.
@@ -520,7 +436,7 @@ impl<'drm> Ring<'drm> {
         let _signalling = Signalling::begin();
         let mut submission = self.submission.lock();
         // A later command may have restarted the ring already, or a reset.
-        let stopped = submission.dead || submission.stopped;
+        let stopped = submission.dead.is_some() || submission.stopped;
         if !stopped && (self.completions.pending.lock().halted || !fence.is_signaled()) {
             self.restart(&mut submission)?;
         }
@@ -529,23 +445,24 @@ impl<'drm> Ring<'drm> {
 
     /// Stops the ring, fails what is pending, and starts it empty.
     fn restart(&self, submission: &mut Submission) -> Result {
-        if let Err(error) = self.stop() {
-            submission.dead = true;
+        let stopped = self.stop();
+        if let Err(error) = stopped {
+            let gone = error == ENODEV;
+            submission.dead = Some(if gone { ENODEV } else { EIO });
             self.cut_off(error);
-        }
-        self.fail_pending();
-        if submission.dead {
+            self.fail_pending(if gone { End::Gone } else { End::Stopped });
             return Err(EIO);
         }
+        self.fail_pending(End::Stopped);
         submission.tail = 0;
         self.enable(true)
     }
 
     /// Fails what is pending, and forgets what the device said. The ring is stopped.
-    fn fail_pending(&self) {
+    fn fail_pending(&self, first: End) {
         let mut pending = self.completions.pending.lock();
         io_project!(self.completions.status,).copy_write(RawStatus::default());
-        pending.signal_to(u64::MAX, Err(EIO), End::Stopped);
+        pending.signal_to(u64::MAX, Err(EIO), first);
         pending.halted = false;
     }
 
@@ -564,6 +481,39 @@ impl PinnedDrop for Ring<'_> {
             self.cut_off(error);
         }
         let mut pending = self.completions.pending.lock();
-        pending.signal_to(u64::MAX, Err(ENODEV), End::Stopped);
+        pending.signal_to(u64::MAX, Err(ENODEV), End::Gone);
+    }
+}
+
+/// Jobs that the device is told of together, when this is dropped.
+pub(crate) struct Batch<'a, 'drm> {
+    ring: &'a Ring<'drm>,
+    submission: MutexGuard<'a, Submission>,
+    added: bool,
+}
+
+impl Batch<'_, '_> {
+    /// Adds the commands of a job. `EAGAIN`: the ring is full, or has just halted; who waits in it is
+    /// told when it goes on.
+    ///
+    /// The memory that the commands name stays valid until the job has left the ring.
+    pub(crate) fn add(&mut self, commands: &[Command], job: Arc<Track>) -> Result {
+        let room = self.ring.completions.pending.lock().room();
+        if u64::try_from(commands.len())? > room {
+            return Err(EAGAIN);
+        }
+        let waiter = Waiter::Job(job);
+        self.ring.write(&mut self.submission, commands, waiter)?;
+        self.added = true;
+        Ok(())
+    }
+}
+
+impl Drop for Batch<'_, '_> {
+    fn drop(&mut self) {
+        if self.added {
+            // It fails for no ring that there is.
+            let _ = self.ring.ring_doorbell(&self.submission);
+        }
     }
 }

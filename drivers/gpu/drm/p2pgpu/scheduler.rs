@@ -2,214 +2,67 @@
 
 //! The scheduler: which job goes to the engine next, and what becomes of those that do not end.
 //!
-//! One job at a time is in the engine's ring, so that a job that hangs takes no other with it. The
-//! others wait in the lanes of their contexts, which get their turns one after the other. What moves
-//! them on is the interrupt of the job before, the fence that a job waits for, or a new job; each of
-//! these queues a work item, and no thread waits for a job.
+//! Jobs wait in the lanes of their contexts, which get their turns one after the other. The driver's
+//! own copies are jobs too, of a context that is never lost. Those that are ready go to the engine's
+//! ring, as many as it takes, and the device is told of them together. When the ring is stopped, as
+//! a job hangs or fails, the others in it have not begun: they go back to where they came from.
+//!
+//! What moves jobs on is the interrupt of one that ends, the fence that one waits for, or a new one;
+//! each of these queues a work item, and no thread waits for a job.
 
 use crate::{
     context::{
         Context,
         JOBS_MAX, //
     },
-    driver::{
-        DrmDevice,
-        DrmDriver,
-        Gpu, //
-    },
+    driver::Gpu,
+    evict,
     job::{
         End,
+        Fifo,
         Job, //
     },
+    kick::Kick,
+    patience::Patience,
+    ring::RingId, //
 };
 use kernel::{
-    dma_buf::fence::{
-        SignalQueue,
-        Signalling, //
-    },
-    drm::RegisteredRef,
-    impl_has_delayed_work,
-    impl_has_work,
+    dma_buf::fence::Signalling,
     io::poll::read_poll_timeout,
-    new_delayed_work,
     new_mutex,
-    new_spinlock_irq,
-    new_work,
     prelude::*,
     sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Full,
-            Release, //
-        },
         Arc,
-        Mutex,
-        SpinLockIrq, //
+        Mutex, //
     },
     time::{
-        delay::fsleep,
-        msecs_to_jiffies,
         Delta,
-        Instant, //
+        Instant,
+        Monotonic, //
     },
-    uapi,
-    workqueue::{
-        DelayedWork,
-        Work,
-        WorkItem, //
-    }, //
+    uapi, //
 };
 
-/// Contexts of a device.
-const LANES_MAX: usize = 256;
-/// Time between two looks at a job that runs.
-const LOOK_MS: u32 = 100;
+/// Contexts of a device, with that of the driver.
+const LANES_MAX: usize = 257;
+/// Most jobs in the ring. What hangs delays those behind it.
+const RING_JOBS: usize = 16;
 
-/// What moves the scheduler on, from any context.
-#[pin_data]
-pub(crate) struct Kick {
-    /// `None` from the end of the binding on.
-    #[pin]
-    queue: SpinLockIrq<Option<Arc<SignalQueue>>>,
-    #[pin]
-    device: Mutex<Option<Arc<RegisteredRef<DrmDriver>>>>,
-    /// A look is due.
-    armed: Atomic<bool>,
-    #[pin]
-    step: Work<Kick, 0>,
-    #[pin]
-    look: DelayedWork<Kick, 1>,
-    #[pin]
-    reap: Work<Kick, 2>,
-}
-
-impl_has_work! {
-    impl HasWork<Self, 0> for Kick { self.step }
-    impl HasWork<Self, 2> for Kick { self.reap }
-}
-
-impl_has_delayed_work! {
-    impl HasDelayedWork<Self, 1> for Kick { self.look }
-}
-
-impl Kick {
-    pub(crate) fn new() -> Result<Arc<Self>> {
-        let queue = Arc::new(SignalQueue::new(c"p2pgpu")?, GFP_KERNEL)?;
-        Arc::pin_init(
-            pin_init!(Self {
-                queue <- new_spinlock_irq!(Some(queue), "p2pgpu::scheduler::queue"),
-                device <- new_mutex!(None, "p2pgpu::scheduler::device"),
-                armed: Atomic::new(false),
-                step <- new_work!("p2pgpu::scheduler::step"),
-                look <- new_delayed_work!("p2pgpu::scheduler::look"),
-                reap <- new_work!("p2pgpu::scheduler::reap"),
-            }),
-            GFP_KERNEL,
-        )
-    }
-
-    /// Says which device it is of.
-    pub(crate) fn connect(&self, device: RegisteredRef<DrmDriver>) -> Result {
-        let device = Arc::new(device, GFP_KERNEL)?;
-        *self.device.lock() = Some(device);
-        Ok(())
-    }
-
-    /// Has the scheduler look what is next.
-    pub(crate) fn step(self: &Arc<Self>) {
-        if let Some(queue) = &*self.queue.lock() {
-            // If it is queued already, it has not looked yet.
-            let _ = queue.enqueue::<Arc<Self>, 0>(self.clone());
-        }
-    }
-
-    /// Has the memory of jobs freed that have ended.
-    fn reap(self: &Arc<Self>) {
-        if let Some(queue) = &*self.queue.lock() {
-            let _ = queue.enqueue::<Arc<Self>, 2>(self.clone());
-        }
-    }
-
-    /// Has the job that runs looked at, in a while.
-    fn arm(self: &Arc<Self>) {
-        if let Some(queue) = &*self.queue.lock() {
-            if !self.armed.xchg(true, Full) {
-                let _ =
-                    queue.enqueue_delayed::<Arc<Self>, 1>(self.clone(), msecs_to_jiffies(LOOK_MS));
-            }
-        }
-    }
-
-    /// Ends all: nothing runs on return, nor later.
-    fn close(&self) {
-        let queue = self.queue.lock().take();
-        while self.armed.load(Acquire) {
-            fsleep(Delta::from_millis(1));
-        }
-        // Waits for what is queued.
-        drop(queue);
-        let device = self.device.lock().take();
-        drop(device);
-    }
-
-    /// Runs `f` while the device is there.
-    fn with(&self, f: impl FnOnce(&Gpu<'_>, &DrmDevice)) {
-        let device = self.device.lock().clone();
-        let Some(device) = device else {
-            return;
-        };
-        let guard = device.registration_guard();
-        if let Some(dev) = &guard {
-            dev.registration_data_with(|gpu| f(gpu, dev));
-        }
-    }
-}
-
-impl WorkItem<0> for Kick {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        this.with(|gpu, _| gpu.scheduler.step(gpu));
-    }
-}
-
-impl WorkItem<1> for Kick {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        this.armed.store(false, Release);
-        this.with(|gpu, dev| {
-            gpu.scheduler.look(gpu, dev);
-            gpu.scheduler.step(gpu);
-        });
-    }
-}
-
-impl WorkItem<2> for Kick {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        this.with(|gpu, _| gpu.scheduler.free_ended());
-    }
-}
-
-/// The jobs of a context that have not run.
+/// The jobs of a context that are not in the ring, in their order.
 struct Lane<'drm> {
     context: Arc<Context>,
-    /// In their order. Its memory is there from the beginning.
-    jobs: KVec<KBox<Job<'drm>>>,
+    jobs: Fifo<'drm>,
 }
 
 struct State<'drm> {
-    /// Its memory is there from the beginning.
+    /// The driver's own comes first. Its memory is there from the beginning.
     lanes: KVec<Lane<'drm>>,
     /// The lane that is asked first.
     turn: usize,
-    /// In the ring.
-    running: Option<KBox<Job<'drm>>>,
-    /// To go there once more, before any other.
-    again: Option<KBox<Job<'drm>>>,
+    /// In the ring, in this order. Its memory is there from the beginning.
+    running: KVec<KBox<Job<'drm>>>,
+    /// When the last job has ended: the one behind it runs from then on.
+    last_end: Option<Instant<Monotonic>>,
     /// A list: what is not freed yet.
     ended: Option<KBox<Job<'drm>>>,
     /// The device goes: nothing is queued any more.
@@ -219,19 +72,30 @@ struct State<'drm> {
 impl<'drm> State<'drm> {
     /// The job whose turn it is.
     fn next(&mut self) -> Option<KBox<Job<'drm>>> {
-        if self.again.is_some() {
-            return self.again.take();
-        }
         let count = self.lanes.len();
         for index in 0..count {
             let at = self.turn.wrapping_add(index).checked_rem(count)?;
             let lane = self.lanes.get_mut(at)?;
             if lane.jobs.first_mut().is_some_and(|job| job.is_ready()) {
                 self.turn = at.wrapping_add(1);
-                return lane.jobs.remove(0).ok();
+                return lane.jobs.pop();
             }
         }
         None
+    }
+
+    /// A job that is not in the ring is the first of its lane again.
+    fn put_back(&mut self, job: KBox<Job<'drm>>) {
+        job.track.begin_again();
+        let lane = self
+            .lanes
+            .iter_mut()
+            .find(|lane| Arc::ptr_eq(&lane.context, &job.context));
+        match lane {
+            Some(lane) => lane.jobs.push_front(job),
+            // A lane stays while it has jobs.
+            None => self.fail(job, ENODEV),
+        }
     }
 
     fn end(&mut self, mut job: KBox<Job<'drm>>, ns: u64) {
@@ -240,28 +104,89 @@ impl<'drm> State<'drm> {
         self.ended = Some(job);
     }
 
+    fn fail(&mut self, job: KBox<Job<'drm>>, error: Error) {
+        job.track.fail(error);
+        self.end(job, 0);
+    }
+
     /// Ends jobs of those contexts for which `which` says so.
     fn fail_queued(&mut self, which: impl Fn(&Arc<Context>) -> bool, error: Error) {
         for index in 0..self.lanes.len() {
             loop {
                 let lane = self.lanes.get_mut(index).filter(|l| which(&l.context));
-                let Some(job) = lane.and_then(|lane| lane.jobs.remove(0).ok()) else {
+                let Some(job) = lane.and_then(|lane| lane.jobs.pop()) else {
                     break;
                 };
-                job.track.fail(error);
-                self.end(job, 0);
+                self.fail(job, error);
             }
         }
     }
 
-    /// The context of `job` is lost on its account.
+    /// A job fails, and its context is lost on its account; that of the driver is not.
     fn lose(&mut self, job: KBox<Job<'drm>>, reason: u32, error: Error) {
         let context = job.context.clone();
+        if context.is_drivers() {
+            return self.fail(job, error);
+        }
         // First: who learns of the error by the fence finds it lost.
         context.lose(reason);
-        job.track.fail(error);
-        self.end(job, 0);
+        self.fail(job, error);
         self.fail_queued(|other| Arc::ptr_eq(other, &context), ECANCELED);
+    }
+
+    /// From when on a job that is the first in the ring runs.
+    fn start_of(&self, job: &Job<'_>) -> Option<Instant<Monotonic>> {
+        let since = job.since?;
+        let later = self.last_end.filter(|&end| (end - since).as_nanos() > 0);
+        Some(later.unwrap_or(since))
+    }
+
+    /// Takes the jobs that are no longer in the ring. Returns whether some have ended.
+    fn sort_out(&mut self) -> bool {
+        let mut some = false;
+        while let Some((End::Done, at)) = self.running.first().and_then(|job| job.track.ended()) {
+            let Ok(job) = self.running.remove(0) else {
+                break;
+            };
+            let ns = self
+                .start_of(&job)
+                .map_or(0, |start| (at - start).as_nanos());
+            self.last_end = Some(at);
+            self.end(job, u64::try_from(ns).unwrap_or(0));
+            some = true;
+        }
+        // From the end: what is put back later comes before what is there.
+        let mut left = self.running.len();
+        while let Some(at) = left.checked_sub(1) {
+            left = at;
+            let Some((end, when)) = self.running.get(at).and_then(|job| job.track.ended()) else {
+                continue;
+            };
+            if let Ok(job) = self.running.remove(at) {
+                self.last_end = Some(when);
+                // Who waits for a copy waits for one hang at most.
+                self.turn = 0;
+                self.left_ring(job, end);
+                some = true;
+            }
+        }
+        some
+    }
+
+    /// What becomes of a job that has left the ring without being done.
+    fn left_ring(&mut self, mut job: KBox<Job<'drm>>, end: End) {
+        match end {
+            End::Done => self.end(job, 0),
+            End::Innocent if self.closed => self.fail(job, ENODEV),
+            End::Innocent => self.put_back(job),
+            End::Error | End::Stopped if job.retries != 0 && !self.closed => {
+                job.retries -= 1;
+                self.put_back(job);
+            }
+            End::Error => self.lose(job, uapi::P2PGPU_CONTEXT_ERROR, EIO),
+            End::Stopped => self.lose(job, uapi::P2PGPU_CONTEXT_TIMEOUT, ETIME),
+            End::Gone => self.lose(job, uapi::P2PGPU_CONTEXT_ERROR, ENODEV),
+        }
     }
 }
 
@@ -271,29 +196,44 @@ pub(crate) struct Scheduler<'drm> {
     /// Taken by what signals fences: nothing is allocated under it.
     #[pin]
     state: Mutex<State<'drm>>,
+    /// Of the driver's own copies.
+    pub(crate) drivers: Arc<Context>,
+    patience: Arc<Patience>,
     pub(crate) kick: Arc<Kick>,
 }
 
 impl<'drm> Scheduler<'drm> {
-    pub(crate) fn new(kick: Arc<Kick>) -> impl PinInit<Self, Error> + use<'drm> {
-        try_pin_init!(Self {
+    pub(crate) fn new(
+        kick: Arc<Kick>,
+        patience: Arc<Patience>,
+    ) -> Result<impl PinInit<Self, Error> + use<'drm>> {
+        let drivers = Context::of_driver(kick.clone())?;
+        let mut lanes = KVec::with_capacity(LANES_MAX, GFP_KERNEL)?;
+        let lane = Lane {
+            context: drivers.clone(),
+            jobs: Fifo::new(),
+        };
+        lanes.push(lane, GFP_KERNEL)?;
+        Ok(try_pin_init!(Self {
             state <- new_mutex!(State {
-                lanes: KVec::with_capacity(LANES_MAX, GFP_KERNEL)?,
+                lanes,
                 turn: 0,
-                running: None,
-                again: None,
+                running: KVec::with_capacity(RING_JOBS, GFP_KERNEL)?,
+                last_end: None,
                 ended: None,
                 closed: false,
             }, "p2pgpu::scheduler::state"),
+            drivers,
+            patience,
             kick,
-        }? Error)
+        }? Error))
     }
 
     /// Makes room for the jobs of a context. `ENOSPC`: there are too many.
     pub(crate) fn open(&self, context: Arc<Context>) -> Result {
         let lane = Lane {
             context,
-            jobs: KVec::with_capacity(JOBS_MAX, GFP_KERNEL)?,
+            jobs: Fifo::new(),
         };
         let pushed = self.state.lock().lanes.push_within_capacity(lane);
         // Dropped without the lock.
@@ -302,7 +242,7 @@ impl<'drm> Scheduler<'drm> {
 
     /// Queues a job. `ECANCELED`: its context is lost. `EBUSY`: it has too many. `ENODEV`: the
     /// device goes.
-    pub(crate) fn push(&self, job: KBox<Job<'drm>>) -> Result {
+    pub(crate) fn push(&self, gpu: &Gpu<'_>, job: KBox<Job<'drm>>) -> Result {
         let mut state = self.state.lock();
         if state.closed {
             return Err(ENODEV);
@@ -310,7 +250,7 @@ impl<'drm> Scheduler<'drm> {
         if job.context.state() != uapi::P2PGPU_CONTEXT_OK {
             return Err(ECANCELED);
         }
-        if usize::try_from(job.context.jobs())? >= JOBS_MAX {
+        if !job.context.is_drivers() && usize::try_from(job.context.jobs())? >= JOBS_MAX {
             return Err(EBUSY);
         }
         let lane = state
@@ -318,108 +258,108 @@ impl<'drm> Scheduler<'drm> {
             .iter_mut()
             .find(|lane| Arc::ptr_eq(&lane.context, &job.context))
             .ok_or(ENOENT)?;
-        let context = job.context.clone();
-        lane.jobs.push_within_capacity(job).map_err(|_| EBUSY)?;
-        context.began();
+        job.context.began();
+        lane.jobs.push(job);
         drop(state);
-        self.kick.step();
+        self.step(gpu);
         Ok(())
     }
 
     /// Does all that can be done now.
-    fn step(&self, gpu: &Gpu<'_>) {
+    pub(crate) fn step(&self, gpu: &Gpu<'_>) {
         let _signalling = Signalling::begin();
         let mut state = self.state.lock();
-        let mut freed = false;
-        loop {
-            if let Some(job) = state.running.take() {
-                let Some(end) = job.track.end() else {
-                    state.running = Some(job);
-                    self.kick.arm();
-                    break;
-                };
-                freed = true;
-                self.left_ring(&mut state, job, end);
-            }
-            let Some(mut job) = state.next() else {
-                break;
-            };
-            job.since = Some(Instant::now());
-            match gpu.engine_ring.submit_job(&mut job) {
-                Ok(()) => state.running = Some(job),
-                // Full, or stopped for a reset.
-                Err(error) if error == EAGAIN => {
-                    state.again = Some(job);
-                    self.kick.arm();
-                    break;
+        gpu.engine_ring.revive();
+        // The ring is not started again from here to the end: what is put back is not overtaken.
+        let batch = gpu.engine_ring.batch();
+        let mut some = state.sort_out();
+        match batch {
+            Ok(mut batch) => {
+                while state.running.len() < RING_JOBS {
+                    let Some(mut job) = state.next() else {
+                        break;
+                    };
+                    if job.is_in_vain() {
+                        some = true;
+                        state.lose(job, uapi::P2PGPU_CONTEXT_ERROR, EIO);
+                        continue;
+                    }
+                    job.since = Some(Instant::now());
+                    if batch.add(&job.commands, job.track.clone()).is_err() {
+                        state.put_back(job);
+                        break;
+                    }
+                    // There is room.
+                    let _ = state.running.push_within_capacity(job);
                 }
-                Err(error) => {
-                    freed = true;
+            }
+            // Stopped for a reset, or just halted.
+            Err(EAGAIN) => self.kick.arm(),
+            Err(error) => {
+                while let Some(job) = state.next() {
+                    some = true;
                     state.lose(job, uapi::P2PGPU_CONTEXT_ERROR, error);
                 }
             }
         }
+        if !state.running.is_empty() {
+            self.kick.arm();
+        }
         // A context without a file and without jobs is none.
         let mut at = 0;
         while let Some(lane) = state.lanes.get(at) {
-            if lane.jobs.is_empty() && lane.context.is_closed() {
+            if lane.context.is_closed() && lane.context.jobs() == 0 {
                 drop(state.lanes.remove(at));
             } else {
                 at += 1;
             }
         }
         drop(state);
-        if freed {
+        if some {
             self.kick.reap();
         }
     }
 
-    /// What becomes of a job that is no longer in the ring.
-    fn left_ring(&self, state: &mut State<'drm>, job: KBox<Job<'drm>>, end: End) {
-        let ns = job.since.map_or(0, |since| since.elapsed().as_nanos());
-        let ns = u64::try_from(ns).unwrap_or(0);
-        match end {
-            End::Done => state.end(job, ns),
-            End::Error => state.lose(job, uapi::P2PGPU_CONTEXT_ERROR, EIO),
-            End::Stopped => state.lose(job, uapi::P2PGPU_CONTEXT_TIMEOUT, ETIME),
-            End::Innocent if !job.memory.is_empty() => {
-                job.track.begin_again();
-                state.again = Some(job);
-            }
-            End::Innocent => state.lose(job, uapi::P2PGPU_CONTEXT_ERROR, EIO),
-        }
-    }
-
-    /// Looks whether the job that runs has ended without an interrupt, or does not end.
-    fn look(&self, gpu: &Gpu<'_>, dev: &DrmDevice) {
+    /// Looks whether what runs has ended without an interrupt, or does not end; then as
+    /// [`Scheduler::step`].
+    pub(crate) fn poll(&self, gpu: &Gpu<'_>) {
         gpu.engine_ring.look();
         let running = {
             let state = self.state.lock();
-            state.running.as_ref().and_then(|job| {
-                let passed = job.since?.elapsed().as_millis();
-                let late = passed >= i64::from(dev.patience.job_ms());
-                Some((job.track.clone(), late))
+            state.running.first().and_then(|job| {
+                let limit = match job.context.is_drivers() {
+                    true => self.patience.timeout_ms(RingId::Engine),
+                    false => self.patience.job_ms(),
+                };
+                let passed = state.start_of(job)?.elapsed().as_millis();
+                Some((job.track.clone(), passed >= i64::from(limit)))
             })
         };
-        let Some((track, late)) = running else {
-            return;
-        };
-        if track.end().is_none() && (late || gpu.engine_ring.is_gone()) {
-            dev.patience.late.up();
-            gpu.engine_ring.abandon(&track);
+        if let Some((track, late)) = running {
+            if track.ended().is_none() {
+                self.patience.late.up();
+                if late || gpu.engine_ring.is_gone() {
+                    gpu.engine_ring.abandon(&track);
+                }
+            }
         }
+        self.step(gpu);
     }
 
     /// Frees what jobs that have ended used. Takes reservation locks.
-    fn free_ended(&self) {
+    pub(crate) fn free_ended(&self) {
         let mut ended = self.state.lock().ended.take();
         while let Some(mut job) = ended {
             ended = job.next.take();
+            if let Some(obj) = &job.arriving {
+                let _guard = obj.resv().lock();
+                evict::settle(obj);
+            }
         }
     }
 
     /// The device goes: what is queued fails, and what runs ends, in bounded time.
-    pub(crate) fn leave(&self, dev: &DrmDevice) {
+    pub(crate) fn leave(&self, gpu: &Gpu<'_>) {
         {
             let _signalling = Signalling::begin();
             let mut state = self.state.lock();
@@ -427,12 +367,12 @@ impl<'drm> Scheduler<'drm> {
             state.fail_queued(|_| true, ENODEV);
         }
         self.kick.reap();
-        // A job that is innocent is tried again.
-        let most = i64::from(dev.patience.job_ms()).saturating_mul(2);
+        let one = self.patience.timeout_ms(RingId::Engine);
+        let most = i64::from(one.max(self.patience.job_ms()));
         let ended = read_poll_timeout(
             || {
-                let state = self.state.lock();
-                Ok(state.running.is_none() && state.again.is_none())
+                self.poll(gpu);
+                Ok(self.state.lock().running.is_empty())
             },
             |ended| *ended,
             Delta::from_millis(1),
@@ -440,6 +380,8 @@ impl<'drm> Scheduler<'drm> {
         );
         if ended.is_err() {
             pr_err!("a job does not end\n");
+            gpu.engine_ring.halt();
+            self.step(gpu);
         }
     }
 }
@@ -452,10 +394,8 @@ impl PinnedDrop for Scheduler<'_> {
         {
             let mut state = self.state.lock();
             state.closed = true;
-            let left = [state.running.take(), state.again.take()];
-            for job in left.into_iter().flatten() {
-                job.track.fail(ENODEV);
-                state.end(job, 0);
+            while let Some(job) = state.running.pop() {
+                state.fail(job, ENODEV);
             }
             state.fail_queued(|_| true, ENODEV);
         }

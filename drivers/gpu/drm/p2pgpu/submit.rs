@@ -30,8 +30,7 @@ use crate::{
         Command,
         Job,
         Track,
-        Wake,
-        TRIES, //
+        Wake, //
     },
     regs::{
         self,
@@ -320,10 +319,14 @@ pub(crate) fn submit<'drm>(
     }
     let locks = Locks::lock_interruptible(&plain)?;
 
+    let mut needs = KVec::new();
     let mut placements = KVec::with_capacity(objects.len(), GFP_KERNEL)?;
     let mut maps: KVec<SharedMapping<'drm>> = KVec::with_capacity(objects.len(), GFP_KERNEL)?;
     for used in &objects {
-        evict::bring_back(&used.obj, gpu, locks.held(used.obj.resv())?);
+        evict::call_back(&used.obj, gpu, locks.held(used.obj.resv())?);
+        if let Some(fence) = evict::arriving(&used.obj) {
+            needs.push(fence, GFP_KERNEL)?;
+        }
         let placement = used.obj.placement();
         if let Placement::System(pages) = &placement {
             let map = SharedMapping::new(pages.clone(), gpu.bound(), DataDirection::Bidirectional)?;
@@ -361,6 +364,7 @@ pub(crate) fn submit<'drm>(
     for op in &ops {
         program.add(op, &views)?;
     }
+    let mut lists = KVec::with_capacity(1, GFP_KERNEL)?;
     let list = engine::upload(gpu.dev(), &program.segments)?;
     for (_, _, at) in &mut program.commands {
         let offset = at.checked_mul(size_of::<RawSegment>() as u64);
@@ -368,6 +372,7 @@ pub(crate) fn submit<'drm>(
             .and_then(|offset| list.dma_address().checked_add(offset))
             .ok_or(EOVERFLOW)?;
     }
+    lists.push(list, GFP_KERNEL)?;
 
     for (resv, purpose) in &resvs {
         if let Some(fence) = locks.held(resv)?.fence(purpose.waits_for())? {
@@ -385,10 +390,6 @@ pub(crate) fn submit<'drm>(
     for (resv, purpose) in &resvs {
         rooms.push((locks.held(resv)?.reserve_fences(1)?, *purpose), GFP_KERNEL)?;
     }
-    let mut memory = KVec::with_capacity(TRIES, GFP_KERNEL)?;
-    for _ in 0..TRIES {
-        memory.push(FenceMemory::new(GFP_KERNEL)?, GFP_KERNEL)?;
-    }
     let wake = KBox::pin_init(Callback::new(Wake(context.kick.clone())), GFP_KERNEL)?;
 
     let fence_memory = FenceMemory::new(GFP_KERNEL)?;
@@ -400,20 +401,22 @@ pub(crate) fn submit<'drm>(
             context: context.clone(),
             track: Track::new(pending, context.kick.clone())?,
             waits,
-            wake,
+            wake: Some(wake),
+            needs,
             commands: program.commands,
-            memory,
+            retries: 0,
             since: None,
             next: None,
-            _list: list,
-            _digests: digests,
+            arriving: None,
+            _lists: lists,
+            _digests: Some(digests),
             _maps: maps,
             _objects: keep,
         },
         GFP_KERNEL,
     )?;
     let counts = (job.commands.len(), job.waits.len());
-    gpu.scheduler.push(job)?;
+    gpu.scheduler.push(gpu, job)?;
     trace::submit(dev, context.timeline.context(), counts.0, counts.1);
     drop(order);
 

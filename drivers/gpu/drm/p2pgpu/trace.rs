@@ -21,6 +21,7 @@ use core::{
 use kernel::{
     bindings,
     device,
+    drm::gem::BaseObject,
     ffi::{
         c_char,
         c_int, //
@@ -74,6 +75,10 @@ declare_trace! {
     ///
     /// The pointer is to a string.
     unsafe fn p2pgpu_migrate(dev: *const c_char, object: u64, vram: bool, error: c_int);
+    /// # Safety
+    ///
+    /// The pointer is to a string.
+    unsafe fn p2pgpu_evict(dev: *const c_char, object: u64, size: u64);
     /// # Safety
     ///
     /// The pointer is to a string.
@@ -167,6 +172,13 @@ pub(crate) fn migrate(obj: &Object, target: PlacementKind, result: Result) {
     let vram = target == PlacementKind::Vram;
     // SAFETY: The string lives as long as the device.
     unsafe { p2pgpu_migrate(dev.as_char_ptr(), id(obj), vram, error) }
+}
+
+/// The object leaves VRAM to make room.
+pub(crate) fn evict(obj: &Object) {
+    let dev = address(obj.dev());
+    // SAFETY: The string lives as long as the device.
+    unsafe { p2pgpu_evict(dev.as_char_ptr(), id(obj), obj.size() as u64) }
 }
 
 /// The peers of `victim` are told to let go, as `obj` needs slots.

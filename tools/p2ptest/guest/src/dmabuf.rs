@@ -15,6 +15,7 @@ mod request {
     nix::ioctl_write_ptr!(sync, b'b', 0, dma_buf_sync);
     nix::ioctl_readwrite!(export_sync_file, b'b', 2, dma_buf_export_sync_file);
     nix::ioctl_write_ptr!(import_sync_file, b'b', 3, dma_buf_import_sync_file);
+    nix::ioctl_readwrite!(sync_file, b'>', 4, sync_file_info);
 }
 
 /// What the fences that somebody asks for, or brings, are of.
@@ -147,4 +148,19 @@ pub fn poll(file: &impl AsRawFd, access: Access, ms: i32) -> bool {
     let ready = unsafe { libc::poll(&raw mut entry, 1, ms) };
     must(Errno::result(ready), format_args!("poll"));
     entry.revents & events != 0
+}
+
+/// `SYNC_IOC_FILE_INFO`: how the work of a file of fences has ended; `None` if it has not.
+#[track_caller]
+pub fn outcome(file: &impl AsRawFd) -> Option<Result<(), Errno>> {
+    let mut arg = sync_file_info::default();
+    // SAFETY: the structure is the one that the request is for; without room for fences
+    // none is written.
+    let done = unsafe { request::sync_file(file.as_raw_fd(), &raw mut arg) };
+    must(done, format_args!("SYNC_IOC_FILE_INFO"));
+    match arg.status {
+        0 => None,
+        1 => Some(Ok(())),
+        errno => Some(Err(Errno::from_raw(-errno))),
+    }
 }

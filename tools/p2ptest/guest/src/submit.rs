@@ -2,9 +2,9 @@
 //! Contexts, and the jobs that are submitted to them.
 
 use crate::gpu::{Bo, Gpu};
-use crate::must;
 use crate::syncobj::Syncobj;
 use crate::sys::uapi::*;
+use crate::{must, swsync};
 use nix::errno::Errno;
 
 /// An operation.
@@ -49,6 +49,16 @@ pub fn point(syncobj: &Syncobj<'_>, point: u64) -> drm_p2pgpu_sync {
         flags: 0,
         point,
     }
+}
+
+/// A job of `context` that does not run before the timeline advances.
+#[track_caller]
+pub fn gated(gpu: &Gpu, context: &Context<'_>, ops: &[Op]) -> swsync::Timeline {
+    let timeline = swsync::Timeline::new();
+    let gate = Syncobj::new(gpu);
+    gate.import_sync_file(&timeline.fence(1));
+    context.submit(ops, &[binary(&gate)], &[]);
+    timeline
 }
 
 /// A context, destroyed when dropped.

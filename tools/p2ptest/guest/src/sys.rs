@@ -53,7 +53,7 @@ mod tests {
             (
                 DRM_IOCTL_P2PGPU_GEM_INFO,
                 size_of::<drm_p2pgpu_gem_info>(),
-                88,
+                96,
             ),
             (
                 DRM_IOCTL_P2PGPU_GEM_SET_PEER,

@@ -10,7 +10,7 @@ use p2pguest::host;
 use p2pguest::igt::{self, Subtest};
 use p2pguest::pattern::Pattern;
 use p2pguest::setting::Setting;
-use p2pguest::submit::{Context, Op, between, binary, copy, fill, point};
+use p2pguest::submit::{Context, Op, between, binary, copy, fill, gated, point};
 use p2pguest::swsync;
 use p2pguest::syncobj::{PATIENCE, Syncobj};
 use p2pguest::sys::uapi::*;
@@ -243,16 +243,6 @@ fn timeline_syncobjs() {
     timeline.wait_point(9);
     assert_eq!(timeline.point(), 9);
     assert_eq!([first_word(&a), first_word(&b)], [5, 6]);
-}
-
-/// A job of `context` that does not run before the timeline advances.
-#[track_caller]
-fn gated(gpu: &Gpu, context: &Context<'_>, ops: &[Op]) -> swsync::Timeline {
-    let timeline = swsync::Timeline::new();
-    let gate = Syncobj::new(gpu);
-    gate.import_sync_file(&timeline.fence(1));
-    context.submit(ops, &[binary(&gate)], &[]);
-    timeline
 }
 
 fn implicit_sync_of_contexts() {
@@ -527,12 +517,18 @@ fn is_lost(what: &str, state: u32) {
     let done = [0, 1, 2].map(|_| Syncobj::new(&gpu));
     // Contexts take turns: the other one's job is queued, but not yet ready.
     let timeline = swsync::Timeline::new();
-    let gate = Syncobj::new(&gpu);
-    gate.import_sync_file(&timeline.fence(1));
+    let gates = [1, 2].map(|at| {
+        let gate = Syncobj::new(&gpu);
+        gate.import_sync_file(&timeline.fence(at));
+        gate
+    });
     let injected = Injected::new(what);
-    bad.submit(&[fill(&a, 1, 4)], &[], &[binary(&done[0])]);
+    let first = [binary(&gates[0])];
+    bad.submit(&[fill(&a, 1, 4)], &first, &[binary(&done[0])]);
     bad.submit(&[fill(&a, 2, 4)], &[], &[binary(&done[1])]);
-    good.submit(&[fill(&b, 3, 4)], &[binary(&gate)], &[binary(&done[2])]);
+    let second = [binary(&gates[1])];
+    good.submit(&[fill(&b, 3, 4)], &second, &[binary(&done[2])]);
+    timeline.advance(1);
     assert_eq!(done[0].__wait(PATIENCE, 0), Ok(()));
     timeline.advance(1);
     for done in &done {

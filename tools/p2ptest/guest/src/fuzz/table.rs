@@ -222,6 +222,7 @@ pub const CALLS: &[Call] = &[
         handle: Of(Handle), pad: Zero, size: Out, placement: Out, peer_flags: Out, slots: Out,
         peer_slots: Out, importers: Out, pins: Out, promised_slots: Out, evictions: Out,
         invalidations: Out, peer_maps: Out, system_maps: Out, fall_backs: Out, refusals: Out,
+        losses: Out,
     } errors EINVAL ENOENT; ranges),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_SET_PEER(drm_p2pgpu_gem_set_peer) {
         handle: Of(Handle), flags: Flags(PEER_FLAGS),

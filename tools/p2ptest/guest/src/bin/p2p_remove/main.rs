@@ -387,7 +387,7 @@ fn gpu_surprise_removal() {
             .start_write(&held.source.region, &held.target.region);
         host::control("gpu0", json!({"cmd": "remove"}));
         // Nobody has told the kernel. Who asks for work learns that there is none.
-        refused(held.source.bo.__checksum(0, 4096), Errno::EIO);
+        refused(held.source.bo.__checksum(0, 4096), Errno::ENODEV);
         assert!(rig.gpu[0].__create(4096, Placement::Vram).is_err());
         load.assert_good();
         let removed = Removed::new(rig.gpu[0].pci());

@@ -10,6 +10,7 @@ use p2pguest::importer::{Direction, Importer, Kind};
 use p2pguest::refused;
 use p2pguest::rig::{Exported, RESERVED, Rig};
 use p2pguest::setting::Setting;
+use p2pguest::submit::{Context, copy, fill, gated};
 use p2pguest::sys::uapi::*;
 use p2pguest::trace::{Event, Trace};
 use std::collections::BTreeSet;
@@ -104,6 +105,7 @@ fn exported(rig: &Rig, pages: u64, placement: Placement) -> Exported<'_> {
 pub fn events_that_there_are() {
     let names = Trace::start().names();
     let expected = [
+        "evict",
         "fall_back",
         "invalidate",
         "map",
@@ -294,4 +296,36 @@ pub fn refusals_are_told() {
         expected.into_keys().collect(),
         "the reasons that there are"
     );
+}
+
+pub fn submissions_are_told() {
+    let gpu = Gpu::open(0);
+    let trace = Trace::start();
+    let (first, second) = (Context::new(&gpu), Context::new(&gpu));
+    let [a, b] = [0, 1].map(|_| gpu.create(gpu.page, Placement::Vram));
+    first.run(&[fill(&a, 1, 4)]);
+    let gate = gated(&gpu, &second, &[fill(&b, 1, 4), copy(&a, &b, 4)]);
+    gate.advance(1);
+    let events = trace.take();
+    let told: Vec<_> = events.iter().filter(|e| e.name == "submit").collect();
+    let numbers = |name| told.iter().map(|e| e.field(name)).collect::<Vec<_>>();
+    assert_eq!(numbers("dev"), [(); 2].map(|()| gpu.pci().to_string()));
+    assert_eq!(numbers("commands"), ["1", "2"]);
+    assert_eq!(numbers("waits"), ["0", "1"]);
+    assert_ne!(told[0].field("context"), told[1].field("context"));
+}
+
+pub fn evictions_are_told() {
+    let rig = open();
+    let gpu = &rig.gpu[0];
+    let size = 4 * gpu.page;
+    let _ballast = gpu.create(gpu.param(P2PGPU_PARAM_VRAM_FREE) - size, Placement::Vram);
+    let bo = gpu.create_evictable(size);
+    let told = Told::start(&rig);
+    let new = gpu.create(size, Placement::Vram);
+    let evict = told.event("evict", &bo, &[("size", &size)]);
+    told.expect(&[&bo], &[told.migrate(&bo, "system", 0), evict]);
+    new.close();
+    bo.checksum(0, size);
+    told.expect(&[&bo], &[told.migrate(&bo, "vram", 0)]);
 }

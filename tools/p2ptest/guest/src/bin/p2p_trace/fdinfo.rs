@@ -3,10 +3,12 @@
 
 use crate::{open, peer, reserve_all};
 use nix::errno::Errno;
+use p2pguest::binding::wait_until;
 use p2pguest::gpu::{Gpu, Placement};
 use p2pguest::importer::{Direction, Importer};
 use p2pguest::refused;
 use p2pguest::rig::RESERVED;
+use p2pguest::submit::{Context, fill};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
@@ -167,4 +169,31 @@ pub fn fdinfo_counts_events() {
     importer.map(Direction::Both);
     assert_eq!(counts(&gpu), [1, 1, 1]);
     assert_eq!(counts(&rig.gpu[0]), [0, 0, 0], "another file");
+}
+
+pub fn fdinfo_counts_engine_time() {
+    let gpu = Gpu::open(0);
+    let other = gpu.reopen();
+    let time = |gpu: &Gpu| {
+        let info = FdInfo::of(gpu);
+        let text = info.text("drm-engine-copy");
+        let number = text.strip_suffix(" ns").expect("nanoseconds");
+        number.parse::<u64>().expect("a number")
+    };
+    assert_eq!([time(&gpu), time(&other)], [0, 0]);
+    let bo = gpu.create(64 * gpu.page, Placement::Vram);
+    let mut last = 0;
+    let contexts = [0, 1].map(|_| Context::new(&gpu));
+    for context in &contexts {
+        context.run(&[fill(&bo, 1, bo.size)]);
+        wait_until("the job has ended", || context.query().jobs == 0);
+        let now = time(&gpu);
+        assert!(now > last, "{now} after {last}");
+        last = now;
+    }
+    // That of all contexts, also of those that are gone.
+    let sum = contexts.iter().map(|c| c.query().engine_ns).sum::<u64>();
+    assert_eq!(time(&gpu), sum);
+    drop(contexts);
+    assert_eq!([time(&gpu), time(&other)], [sum, 0]);
 }

@@ -28,6 +28,10 @@ const SUBTESTS: &[Subtest] = subtests![
     pressure_is_told,
     /// Each refusal is told, with its reason and errno.
     refusals_are_told,
+    /// A submission is told, with its context, commands and what it waits for.
+    submissions_are_told,
+    /// An eviction is told, with the size, and then the move.
+    evictions_are_told,
     /// An open file shows driver, device and a number of its own.
     fdinfo_names_the_client,
     /// It shows how much memory of which kind its objects have.
@@ -38,6 +42,8 @@ const SUBTESTS: &[Subtest] = subtests![
     fdinfo_tells_what_is_active,
     /// It shows fall-backs, invalidations and refusals.
     fdinfo_counts_events,
+    /// It shows the time that the engine has spent on the jobs of the file, and of no other.
+    fdinfo_counts_engine_time,
 ];
 
 fn main() -> ExitCode {
