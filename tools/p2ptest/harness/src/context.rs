@@ -28,6 +28,8 @@ pub struct Context {
     pub accel: AccelChoice,
     /// The interactive guests' devices.
     pub setup: Setup,
+    /// What the demo shows.
+    pub act: Act,
     /// Which kernels the tests run on; `None` if the user does not say.
     pub debug: Option<bool>,
 }
@@ -112,6 +114,15 @@ impl Mode {
             Self::Trapped => "trapped",
         }
     }
+}
+
+/// What the demo shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// A file goes from GPU to GPU.
+    File,
+    /// Two GPUs sum up their vectors.
+    Allreduce,
 }
 
 /// How the four devices hang on the root complex, and what the kernel then says of a
@@ -223,6 +234,11 @@ impl Context {
                 .find(|topology| topology.name() == v)
                 .with_context(|| format!("TOPOLOGY={v}: expected switch, bridge, iommu or none"))?,
         };
+        let act = match text("ACT").as_deref() {
+            None | Some("file") => Act::File,
+            Some("allreduce") => Act::Allreduce,
+            Some(v) => bail!("ACT={v}: expected file or allreduce"),
+        };
         let debug = match text("DEBUG").as_deref() {
             None => None,
             Some("0") => Some(false),
@@ -238,6 +254,7 @@ impl Context {
             cycles,
             accel,
             setup: Setup { topology, mode },
+            act,
             debug,
         })
     }

@@ -12,7 +12,7 @@ use p2p_init::Status;
 use rustix::termios::tcgetwinsize;
 
 use crate::cargo;
-use crate::context::Context;
+use crate::context::{Act, Context};
 use crate::initrd::{self, in_guest};
 use crate::kernel;
 use crate::models::Models;
@@ -72,9 +72,19 @@ pub fn demo(ctx: &Context) -> Result<bool> {
         .demo
         .as_deref()
         .context("the workspace builds no p2pdemo")?;
-    let mut input = Input::open(&kernel)?;
     let base = initrd::build(ctx, &kernel, &programs)?;
-    let (initrd, path) = initrd::with_input(ctx, &base, &input.name, &mut input.file, input.size)?;
+    let (initrd, arguments, memory) = match ctx.act {
+        Act::File => {
+            let mut input = Input::open(&kernel)?;
+            let (name, size) = (input.name, input.size);
+            let (initrd, path) = initrd::with_input(ctx, &base, &name, &mut input.file, size)?;
+            (initrd, vec![path], 3 * size.div_ceil(1 << 20))
+        }
+        Act::Allreduce => {
+            let arguments = ["--act", "allreduce"].map(str::to_owned);
+            (base, arguments.to_vec(), 0)
+        }
+    };
     let accel = Accel::choose(ctx, &kernel.image)?;
     let parts = Parts {
         ctx,
@@ -83,11 +93,12 @@ pub fn demo(ctx: &Context) -> Result<bool> {
         image: kernel.image,
         initrd,
         accel,
-        memory: kernel.flavour.memory() + 3 * input.size.div_ceil(1 << 20),
+        memory: kernel.flavour.memory() + memory,
     };
     let mut session = Session::start(&parts, ctx.setup, "demo", "kunit.enable=0")?;
     let mut findings = std::mem::take(&mut session.boot);
-    let argv = vec![in_guest(program), path];
+    let mut argv = vec![in_guest(program)];
+    argv.extend(arguments);
     let outcome = session.run("demo", argv, DEMO_LIMIT, &mut |line| println!("{line}"))?;
     findings.extend(outcome.findings);
     let command = session.command.clone();

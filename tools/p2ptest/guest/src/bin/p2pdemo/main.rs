@@ -4,12 +4,15 @@
 //!
 //! This file has the order of the steps and the verdict; `transfer` moves the
 //! bytes, `report` prints.
+//!
+//! The second act, `allreduce`, is a file of its own.
 
+mod allreduce;
 mod report;
 mod transfer;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use nix::errno::Errno;
 use p2pguest::debugfs::Debugfs;
 use p2pguest::gpu::{Gpu, Placement};
@@ -25,11 +28,23 @@ use std::process::ExitCode;
 use std::time::Instant;
 use transfer::{Counts, Delivery, Piece};
 
+/// What is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Act {
+    /// A file goes from GPU 0's VRAM to GPU 1's
+    File,
+    /// Two GPUs sum up their vectors
+    Allreduce,
+}
+
 /// Copies FILE from GPU 0's VRAM to GPU 1's over the NICs, and checks it.
 #[derive(Debug, Parser)]
 struct Options {
+    /// What is shown
+    #[arg(long, value_enum, default_value_t = Act::File)]
+    act: Act,
     /// The file to copy
-    file: PathBuf,
+    file: Option<PathBuf>,
     /// Bytes that are exported and registered at a time, a multiple of 4096
     /// [default: a quarter of the aperture]
     #[arg(long, value_name = "BYTES")]
@@ -59,12 +74,16 @@ fn main() -> ExitCode {
 /// Whether all went as it must.
 fn run(options: &Options) -> Result<bool> {
     let rig = open_rig()?;
-    let file = File::open(&options.file)
-        .with_context(|| format!("{} could not be opened", options.file.display()))?;
+    if options.act == Act::Allreduce {
+        return allreduce::run(&rig);
+    }
+    let path = options.file.as_deref().context("FILE is missing")?;
+    let file =
+        File::open(path).with_context(|| format!("{} could not be opened", path.display()))?;
     let size = file.metadata().context("size of the file")?.len();
-    ensure!(size > 0, "{} is empty", options.file.display());
+    ensure!(size > 0, "{} is empty", path.display());
     let chunk = chunk_size(&rig, options.chunk, size)?;
-    report::print_setup(&rig, &options.file, size, chunk)?;
+    report::print_setup(&rig, path, size, chunk)?;
 
     let start = Instant::now();
     let faults = fault_counts(&rig)?;
@@ -191,11 +210,7 @@ impl Job<'_> {
                 check.advance(piece.size);
             }
         }
-        ensure!(
-            file.read(&mut [0])? == 0,
-            "{} grew while it was read",
-            self.options.file.display()
-        );
+        ensure!(file.read(&mut [0])? == 0, "the file grew while it was read");
         Ok((source.finalize().into(), found.finalize().into(), delivery))
     }
 

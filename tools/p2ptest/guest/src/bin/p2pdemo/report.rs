@@ -30,7 +30,7 @@ pub struct Outcome {
 }
 
 /// A number with its thousands apart.
-fn number(value: u64) -> String {
+pub fn number(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {
@@ -42,7 +42,7 @@ fn number(value: u64) -> String {
     text
 }
 
-fn hex(digest: &Digest256) -> String {
+pub fn hex(digest: &Digest256) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -97,8 +97,8 @@ impl Progress {
     }
 }
 
-/// Prints what will be done and with what.
-pub fn print_setup(rig: &Rig, file: &Path, size: u64, chunk: u64) -> Result<()> {
+/// Prints the devices, and whether their chunks can be mapped.
+pub fn print_devices(rig: &Rig, chunk: u64) -> Result<()> {
     for (index, gpu) in rig.gpu.iter().enumerate() {
         let mode = match gpu.__param(P2PGPU_PARAM_MAPPED).context("GETPARAM")? {
             1 => "mapped",
@@ -131,6 +131,12 @@ pub fn print_setup(rig: &Rig, file: &Path, size: u64, chunk: u64) -> Result<()> 
             answer.slots_total,
         );
     }
+    Ok(())
+}
+
+/// Prints what will be done and with what.
+pub fn print_setup(rig: &Rig, file: &Path, size: u64, chunk: u64) -> Result<()> {
+    print_devices(rig, chunk)?;
     let chunks = match size.div_ceil(chunk) {
         1 => "one chunk".to_owned(),
         chunks => format!("{chunks} chunks of up to {}", number(chunk)),
@@ -216,7 +222,11 @@ fn rows(outcome: &Outcome) -> Vec<(&'static str, String)> {
 
 /// Prints the table.
 pub fn print_table(outcome: &Outcome) {
-    let rows = rows(outcome);
+    print_rows(&rows(outcome));
+}
+
+/// Prints a table of these rows.
+pub fn print_rows(rows: &[(&'static str, String)]) {
     let width = rows
         .iter()
         .map(|(name, _)| name.len())
@@ -269,7 +279,12 @@ pub fn print_verdict(outcome: &Outcome, refused: Option<Errno>) -> bool {
         Some(errno) => println!("Without GEM_SET_PEER the export is refused: {errno}"),
         None => println!("Without GEM_SET_PEER the export is NOT refused"),
     }
-    let complaints = complaints(outcome, refused);
+    print_complaints(complaints(outcome, refused).into_iter())
+}
+
+/// Prints what is wrong, or that nothing is; whether that is so.
+pub fn print_complaints(complaints: impl Iterator<Item = &'static str>) -> bool {
+    let complaints: Vec<_> = complaints.collect();
     if complaints.is_empty() {
         println!("p2pdemo: success");
         return true;
