@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use p2p_init::Status;
 
 use super::Figure;
+use super::jobs::Jobs;
 use super::sharing::{Sharing, value};
 use crate::cargo;
 use crate::context::{Context, Flavour};
@@ -24,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(900);
 const FIGURES: usize = 3 * 2 * 4;
 
 /// Boots a guest and measures all in it.
-pub fn measure(ctx: &Context) -> Result<(Vec<Figure>, Sharing)> {
+pub fn measure(ctx: &Context) -> Result<(Vec<Figure>, Sharing, Jobs)> {
     let kernel = kernel::ensure(ctx, Flavour::Release)?;
     let programs = cargo::programs(ctx)?;
     let parts = Parts {
@@ -40,7 +41,7 @@ pub fn measure(ctx: &Context) -> Result<(Vec<Figure>, Sharing)> {
     eprintln!("p2ptest: benchmarks in a guest, which take some minutes");
     let mut session = Session::start(&parts, ctx.setup, "bench", "kunit.enable=0")?;
     let output = run(&mut session, vec![in_guest(&programs.bench)])?;
-    let sharing = Sharing::new(&output);
+    let (sharing, jobs) = (Sharing::new(&output), Jobs::new(&output));
     let script = format!("insmod {BENCHMARK} && dmesg | grep -o 'fill=.* ns=.*'");
     let output = run(
         &mut session,
@@ -57,7 +58,7 @@ pub fn measure(ctx: &Context) -> Result<(Vec<Figure>, Sharing)> {
             figures.len()
         );
     }
-    Ok((figures, sharing))
+    Ok((figures, sharing, jobs))
 }
 
 /// Runs a program to its end and returns what it printed.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `make bench`: what the aperture's slots cost, on the host and beside the kernel's own
-//! allocators in a guest; and what it takes an importer to map a dma-buf, beside vfio-pci's. The
-//! figures are printed and kept; no test depends on them.
+//! allocators in a guest; what it takes an importer to map a dma-buf, beside vfio-pci's; and what
+//! jobs, evictions and moves take. The figures are printed and kept; no test depends on them.
 
 mod guest;
 mod host;
+mod jobs;
 mod sharing;
 
 use std::fs;
@@ -73,13 +74,14 @@ fn quantile(times: &[f64], quarters: usize) -> Option<f64> {
 /// When something cannot be built or does not run to its end.
 pub fn run(ctx: &Context) -> Result<()> {
     let mut figures = host::measure(ctx)?;
-    let (in_guest, sharing) = guest::measure(ctx)?;
+    let (in_guest, sharing, jobs) = guest::measure(ctx)?;
     figures.extend(in_guest);
-    print!("{}\n{}", table(&figures), sharing.table());
+    print!("{}\n{}\n{}", table(&figures), sharing.table(), jobs.table());
     fs::create_dir_all(ctx.results())?;
     for (name, bytes) in [
         ("bench.json", serde_json::to_vec_pretty(&figures)?),
         ("bench-sharing.json", serde_json::to_vec_pretty(&sharing)?),
+        ("bench-jobs.json", serde_json::to_vec_pretty(&jobs)?),
     ] {
         let path = ctx.results().join(name);
         write_atomic(&path, &bytes)?;

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What jobs and evictions take, and how long peers are without an object that moves.
+//!
+//! ```text
+//! topic=submission case=in-turn accesses=1.00 ns=81234,80211,...
+//! topic=eviction case=copy bytes=1048576 ns=...
+//! topic=move case=remapped bytes=4096 importers=4 ns=...
+//! ```
+
+use anyhow::{Context as _, Result, ensure};
+use p2pguest::debugfs::Debugfs;
+use p2pguest::drm::PciAddress;
+use p2pguest::gpu::{Bo, Gpu, Placement};
+use p2pguest::importer::{Answer, Attach, Direction, Importer};
+use p2pguest::submit::{Context, binary, fill};
+use p2pguest::swsync;
+use p2pguest::syncobj::{PATIENCE, Syncobj};
+use p2pguest::sys::uapi::*;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Rounds of each kind.
+const ROUNDS: usize = 15;
+/// Submissions in a round.
+const JOBS: u64 = 12;
+/// Sizes of what is evicted, bytes.
+const EVICTED: [u64; 4] = [64 << 10, 1 << 20, 4 << 20, 16 << 20];
+/// Sizes of what is moved, pages, and numbers of importers that map it again.
+const MOVED: [u64; 5] = [1, 16, 64, 256, 1024];
+const IMPORTERS: [usize; 4] = [1, 2, 4, 8];
+
+fn ns(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn tell(what: &str, times: &[u64]) {
+    let list: Vec<_> = times.iter().map(u64::to_string).collect();
+    println!("{what} ns={}", list.join(","));
+}
+
+/// Measures all, on one GPU; `nic` is who maps its objects.
+pub fn run(gpu: &Gpu, nic: PciAddress) -> Result<()> {
+    submissions(gpu)?;
+    for bytes in EVICTED {
+        evictions(gpu, bytes)?;
+    }
+    for pages in MOVED {
+        for importers in IMPORTERS {
+            moves(gpu, nic, pages, importers)?;
+        }
+    }
+    Ok(())
+}
+
+/// How jobs are submitted.
+#[derive(Clone, Copy)]
+enum Case {
+    /// Each when the one before has ended
+    InTurn,
+    /// All at once, in one context
+    Queued,
+    /// Ready all at once, each in a context of its own
+    Batched,
+}
+
+impl Case {
+    const ALL: [Self; 3] = [Self::InTurn, Self::Queued, Self::Batched];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::InTurn => "in-turn",
+            Self::Queued => "queued",
+            Self::Batched => "batched",
+        }
+    }
+}
+
+fn submissions(gpu: &Gpu) -> Result<()> {
+    let contexts = (0..JOBS)
+        .map(|_| Context::__new(gpu))
+        .collect::<Result<Vec<_>, _>>()?;
+    let bos = (0..JOBS)
+        .map(|_| gpu.__create(gpu.page, Placement::Vram))
+        .collect::<Result<Vec<_>, _>>()?;
+    let debugfs = Debugfs::default();
+    let accesses = || -> Result<u64> {
+        let counters = debugfs.counters("p2pgpu", gpu.pci())?;
+        Ok(counters["reg_reads"] + counters["reg_writes"])
+    };
+    let first = accesses()?;
+    let asking = accesses()? - first;
+    let mut times = Case::ALL.map(|_| Vec::new());
+    let mut counted = Case::ALL.map(|_| 0);
+    for _ in 0..ROUNDS {
+        for (index, case) in Case::ALL.into_iter().enumerate() {
+            let before = accesses()?;
+            times[index].push(round(gpu, case, &contexts, &bos)? / JOBS);
+            counted[index] += accesses()? - before - asking;
+        }
+    }
+    for (index, case) in Case::ALL.into_iter().enumerate() {
+        let each = counted[index] as f64 / (ROUNDS as u64 * JOBS) as f64;
+        let what = format!("topic=submission case={} accesses={each:.2}", case.name());
+        tell(&what, &times[index]);
+    }
+    Ok(())
+}
+
+/// The nanoseconds of [`JOBS`] jobs, from the first submission, or from when they may run,
+/// to the end of the last.
+fn round(gpu: &Gpu, case: Case, contexts: &[Context<'_>], bos: &[Bo<'_>]) -> Result<u64> {
+    let wait = |done: &Syncobj<'_>| done.__wait(PATIENCE, 0).context("SYNCOBJ_WAIT");
+    let dones = bos
+        .iter()
+        .map(|_| Syncobj::__new(gpu, 0))
+        .collect::<Result<Vec<_>, _>>()?;
+    let timeline = swsync::Timeline::new();
+    let gate = Syncobj::__new(gpu, 0)?;
+    gate.import_sync_file(&timeline.fence(1));
+    let ins = [binary(&gate)];
+    let mut start = Instant::now();
+    for (index, (bo, done)) in bos.iter().zip(&dones).enumerate() {
+        let (context, ins) = match case {
+            Case::InTurn | Case::Queued => (&contexts[0], &ins[..0]),
+            Case::Batched => (&contexts[index], &ins[..]),
+        };
+        context
+            .__submit(&[fill(bo, 1, 4)], ins, &[binary(done)])
+            .context("SUBMIT")?;
+        if matches!(case, Case::InTurn) {
+            wait(done)?;
+        }
+    }
+    if matches!(case, Case::Batched) {
+        start = Instant::now();
+        timeline.advance(1);
+    }
+    for done in &dones {
+        wait(done)?;
+    }
+    Ok(ns(start))
+}
+
+/// An object is evicted by one of a page, which waits for that, as it is cleared behind it; and
+/// as many bytes are copied from VRAM to an object in system memory.
+fn evictions(gpu: &Gpu, bytes: u64) -> Result<()> {
+    let cold = gpu.__create_evictable(bytes)?;
+    let (from, to) = (
+        gpu.__create(bytes, Placement::Vram)?,
+        gpu.__create(bytes, Placement::System)?,
+    );
+    let free = gpu.__param(P2PGPU_PARAM_VRAM_FREE)?;
+    let _ballast = gpu.__create(free, Placement::Vram)?;
+    let (mut evicting, mut copying, mut moving) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        let start = Instant::now();
+        let new = gpu.__create(gpu.page, Placement::Vram)?;
+        let evicted = ns(start);
+        ensure!(
+            cold.__info()?.placement == P2PGPU_PLACEMENT_SYSTEM,
+            "nothing was evicted"
+        );
+        new.close();
+        let start = Instant::now();
+        from.__copy_to(&to, bytes)?;
+        let copied = ns(start);
+        // It comes back.
+        cold.__checksum(0, gpu.page)?;
+        let start = Instant::now();
+        cold.__move_to(Placement::System)?;
+        let moved = ns(start);
+        cold.__move_to(Placement::Vram)?;
+        if round > 0 {
+            evicting.push(evicted);
+            copying.push(copied);
+            moving.push(moved);
+        }
+    }
+    tell(
+        &format!("topic=eviction case=eviction bytes={bytes}"),
+        &evicting,
+    );
+    tell(&format!("topic=eviction case=copy bytes={bytes}"), &copying);
+    tell(&format!("topic=eviction case=move bytes={bytes}"), &moving);
+    Ok(())
+}
+
+/// From when the first importer is told that an object moves until the last has mapped it again.
+fn moves(gpu: &Gpu, nic: PciAddress, pages: u64, count: usize) -> Result<()> {
+    let bytes = pages * gpu.page;
+    let bo = gpu.__create(bytes, Placement::Vram)?;
+    bo.__set_peer(P2PGPU_PEER_EXPORTABLE)?;
+    let fd = bo.__export()?;
+    let mut importers = Vec::new();
+    for _ in 0..count {
+        let how = Attach::peer(nic).answer(Answer::Remap, 0);
+        let importer = Importer::__attach(&fd, how)?;
+        importer.__map(Direction::Both)?;
+        importers.push(importer);
+    }
+    let mut times = Vec::new();
+    let mut remaps = 0;
+    for _ in 0..ROUNDS {
+        for placement in [Placement::System, Placement::Vram] {
+            bo.__move_to(placement)?;
+            remaps += 1;
+            let mut last = 0;
+            for importer in &importers {
+                let start = Instant::now();
+                while importer.__info()?.remaps < remaps {
+                    ensure!(start.elapsed() < Duration::from_secs(20), "no new mapping");
+                    thread::sleep(Duration::from_millis(1));
+                }
+                last = last.max(importer.__info()?.remap_ns);
+            }
+            if placement == Placement::Vram {
+                times.push(last);
+            }
+        }
+    }
+    let what = format!("topic=move case=remapped bytes={bytes} importers={count}");
+    tell(&what, &times);
+    Ok(())
+}
