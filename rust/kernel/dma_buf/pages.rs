@@ -3,6 +3,7 @@
 //! System pages that stand in for device memory: an object's backing while it is not in VRAM.
 
 use crate::{
+    alloc::Flags,
     bindings,
     device::{
         Bound,
@@ -11,7 +12,7 @@ use crate::{
     dma::DataDirection,
     error::to_result,
     page::{
-        Page,
+        BorrowedPage,
         PAGE_SIZE, //
     },
     prelude::*,
@@ -31,12 +32,35 @@ use core::{
     }, //
 };
 
-/// A number of zeroed pages, accounted to the task that allocates them.
-pub struct Pages(KVVec<Page>);
+/// A number of pages, accounted to the task that allocates them.
+///
+/// # Invariants
+///
+/// Each is valid, of order 0, and ours to free.
+pub struct Pages(KVVec<NonNull<bindings::page>>);
+
+// SAFETY: Pages may be used and freed from any thread.
+unsafe impl Send for Pages {}
+// SAFETY: A shared reference gives the addresses of the pages only.
+unsafe impl Sync for Pages {}
+
+/// Log2 of the pages that are allocated at once where there are as many side by side, which costs
+/// less than one after the other, here and for who maps them.
+const ORDER: u32 = 4;
 
 impl Pages {
-    /// Allocates `count` pages, not 0.
+    /// Allocates `count` zeroed pages, not 0.
     pub fn zeroed(count: usize) -> Result<Self> {
+        Self::alloc(count, GFP_KERNEL_ACCOUNT | __GFP_ZERO)
+    }
+
+    /// As [`Pages::zeroed`], but they hold what was there before, whosever it was. They are filled
+    /// as a whole, or cleared, before anybody is given access to them.
+    pub fn unclean(count: usize) -> Result<Self> {
+        Self::alloc(count, GFP_KERNEL_ACCOUNT)
+    }
+
+    fn alloc(count: usize, flags: Flags) -> Result<Self> {
         if count == 0 {
             return Err(EINVAL);
         }
@@ -46,14 +70,45 @@ impl Pages {
         if usize::try_from(available).map_or(true, |available| count > available) {
             return Err(ENOMEM);
         }
-        let mut pages = KVVec::with_capacity(count, GFP_KERNEL)?;
-        for _ in 0..count {
-            pages.push(
-                Page::alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?,
-                GFP_KERNEL,
-            )?;
+        let mut this = Self(KVVec::with_capacity(count, GFP_KERNEL)?);
+        while this.0.len() < count {
+            if count - this.0.len() < 1 << ORDER || !this.push_block(flags)? {
+                // SAFETY: There are no requirements.
+                let page = unsafe { bindings::alloc_pages(flags.as_raw(), 0) };
+                // INVARIANT: We have just allocated it.
+                this.0.push(NonNull::new(page).ok_or(ENOMEM)?, GFP_KERNEL)?;
+            }
         }
-        Ok(Self(pages))
+        Ok(this)
+    }
+
+    /// Allocates pages that are side by side; `false` if there are none to be had easily.
+    fn push_block(&mut self, flags: Flags) -> Result<bool> {
+        self.0.reserve(1 << ORDER, GFP_KERNEL)?;
+        let easily = (flags | __GFP_NOWARN).as_raw() | 1 << bindings::___GFP_NORETRY_BIT;
+        // SAFETY: There are no requirements.
+        let Some(first) = NonNull::new(unsafe { bindings::alloc_pages(easily, ORDER) }) else {
+            return Ok(false);
+        };
+        // SAFETY: The block was just allocated, in one piece that is not a compound page.
+        unsafe { bindings::split_page(first.as_ptr(), ORDER) };
+        for index in 0..1 << ORDER {
+            // SAFETY: It is within the block.
+            let page = unsafe { first.add(index) };
+            // INVARIANT: It is of order 0 now. There is room.
+            self.0.push(page, GFP_KERNEL)?;
+        }
+        Ok(true)
+    }
+
+    /// Fills all pages with zeros. Nobody has access to them.
+    pub fn clear(&self) {
+        for &page in &self.0 {
+            // SAFETY: The page is valid and ours; the caller says that nobody else uses it.
+            let cleared = unsafe { BorrowedPage::from_raw(page).fill_zero_raw(0, PAGE_SIZE) };
+            // That is the size of a page.
+            let _ = cleared;
+        }
     }
 
     /// Number of pages.
@@ -157,6 +212,15 @@ impl Pages {
     }
 }
 
+impl Drop for Pages {
+    fn drop(&mut self) {
+        for page in &self.0 {
+            // SAFETY: By the type invariant it is valid, of order 0 and ours.
+            unsafe { bindings::__free_pages(page.as_ptr(), 0) };
+        }
+    }
+}
+
 /// Shared [`Pages`] mapped for DMA: for work that goes on when whoever began it has returned.
 pub struct SharedMapping<'a> {
     table: KBox<PageTable>,
@@ -239,6 +303,33 @@ mod tests {
     use super::*;
     use crate::dma_buf::tests::dma_device;
 
+    /// Blocks, and some more.
+    const COUNT: usize = 37;
+
+    impl Pages {
+        fn stain(&self) -> Result {
+            for &page in &self.0 {
+                // SAFETY: The page is valid, there are 8 bytes to read, and nobody else uses it.
+                unsafe { BorrowedPage::from_raw(page).write_raw([1; 8].as_ptr(), 0, 8)? };
+            }
+            Ok(())
+        }
+
+        fn check_zeroed(&self) -> Result {
+            for &page in &self.0 {
+                for offset in (0..PAGE_SIZE).step_by(8) {
+                    let mut bytes = [1; 8];
+                    // SAFETY: The page is valid, there is room for 8 bytes, and nobody writes it.
+                    unsafe {
+                        BorrowedPage::from_raw(page).read_raw(bytes.as_mut_ptr(), offset, 8)?
+                    };
+                    assert_eq!(bytes, [0; 8]);
+                }
+            }
+            Ok(())
+        }
+    }
+
     #[test]
     fn counts() -> Result {
         assert_eq!(Pages::zeroed(0).err(), Some(EINVAL));
@@ -253,27 +344,27 @@ mod tests {
     #[test]
     fn each_is_another_and_zeroed() -> Result {
         // What is freed now is likely what is had next.
-        let dirty = Pages::zeroed(3)?;
-        for page in &dirty.0 {
-            // SAFETY: There are 8 bytes to read, and nobody else uses the page.
-            unsafe { page.write_raw([1; 8].as_ptr(), 0, 8)? };
-        }
+        let dirty = Pages::zeroed(COUNT)?;
+        dirty.stain()?;
         drop(dirty);
 
-        let pages = Pages::zeroed(3)?;
-        for (index, page) in pages.0.iter().enumerate() {
-            for offset in (0..PAGE_SIZE).step_by(8) {
-                let mut bytes = [1; 8];
-                // SAFETY: There is room for 8 bytes, and nobody writes the page.
-                unsafe { page.read_raw(bytes.as_mut_ptr(), offset, 8)? };
-                assert_eq!(bytes, [0; 8]);
-            }
+        let pages = Pages::zeroed(COUNT)?;
+        for index in 0..COUNT {
             assert!(pages.pfn(index).is_some());
             for other in 0..index {
                 assert!(pages.pfn(other) != pages.pfn(index));
             }
         }
-        Ok(())
+        pages.check_zeroed()
+    }
+
+    #[test]
+    fn cleared() -> Result {
+        let pages = Pages::unclean(COUNT)?;
+        assert_eq!(pages.count(), COUNT);
+        pages.stain()?;
+        pages.clear();
+        pages.check_zeroed()
     }
 
     #[test]

@@ -161,7 +161,8 @@ impl Arrival {
 
 /// Takes note of a copy that has ended. Under the object's reservation lock.
 ///
-/// If it has failed, the object is where it was; after an eviction its bytes are lost.
+/// If it has failed, the object is where it was; after an eviction its bytes are lost, and it is
+/// zero.
 pub(crate) fn settle(obj: &Object) {
     let mut state = obj.state.lock();
     let ended = state.arrival.as_ref().and_then(|a| a.fence.status());
@@ -177,6 +178,11 @@ pub(crate) fn settle(obj: &Object) {
             Some(core::mem::replace(&mut state.placement, from))
         }
         (Err(_), None) => {
+            // They may still hold what others had. Nobody has seen them, as all wait for this; the
+            // engine has let go of them.
+            if let Placement::System(pages) = &state.placement {
+                pages.clear();
+            }
             state.losses += 1;
             kernel::pr_err_once!("the bytes of an object are lost\n");
             None

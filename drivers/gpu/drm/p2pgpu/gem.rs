@@ -126,8 +126,8 @@ impl From<PlacementKind> for u32 {
 }
 
 impl Placement {
-    /// Allocates `size` bytes, not 0, for `obj` or for an object that is to be made; what is in VRAM
-    /// is not cleared, and charged to the cgroup of the current task. If need be others leave VRAM.
+    /// Allocates `size` bytes, not 0, for `obj`, which are not cleared; what is in VRAM is charged
+    /// to the cgroup of the current task. If need be others leave VRAM.
     pub(crate) fn alloc(
         dev: &DrmDevice,
         gpu: &Gpu<'_>,
@@ -137,7 +137,7 @@ impl Placement {
     ) -> Result<Self> {
         Ok(match kind {
             PlacementKind::System => {
-                Self::System(Arc::new(Pages::zeroed(size >> SLOT_SHIFT)?, GFP_KERNEL)?)
+                Self::System(Arc::new(Pages::unclean(size >> SLOT_SHIFT)?, GFP_KERNEL)?)
             }
             PlacementKind::Vram => {
                 Self::Vram(Arc::new(evict::alloc(dev, gpu, obj, size)?, GFP_KERNEL)?)
@@ -152,6 +152,10 @@ impl Placement {
         kind: PlacementKind,
         size: usize,
     ) -> Result<Self> {
+        if kind == PlacementKind::System {
+            let pages = Pages::zeroed(size >> SLOT_SHIFT)?;
+            return Ok(Self::System(Arc::new(pages, GFP_KERNEL)?));
+        }
         let this = Self::alloc(dev, gpu, None, kind, size)?;
         if let Self::Vram(vram) = &this {
             let all = 0..u64::try_from(size)?;
