@@ -141,8 +141,9 @@ fn round(gpu: &Gpu, case: Case, contexts: &[Context<'_>], bos: &[Bo<'_>]) -> Res
     Ok(ns(start))
 }
 
-/// An object is evicted by one of a page, which waits for that, as it is cleared behind it; and
-/// as many bytes are copied from VRAM to an object in system memory.
+/// An object is evicted by one of a page, which waits for that, as it is cleared behind it. Beside
+/// it, an object of a page is made where there is room, and as many bytes are copied from VRAM to
+/// system memory.
 fn evictions(gpu: &Gpu, bytes: u64) -> Result<()> {
     let cold = gpu.__create_evictable(bytes)?;
     let (from, to) = (
@@ -151,7 +152,8 @@ fn evictions(gpu: &Gpu, bytes: u64) -> Result<()> {
     );
     let free = gpu.__param(P2PGPU_PARAM_VRAM_FREE)?;
     let _ballast = gpu.__create(free, Placement::Vram)?;
-    let (mut evicting, mut copying, mut moving) = (Vec::new(), Vec::new(), Vec::new());
+    let mut times: [(&str, Vec<u64>); 4] =
+        ["eviction", "create", "copy", "move"].map(|case| (case, Vec::new()));
     for round in 0..=ROUNDS {
         let start = Instant::now();
         let new = gpu.__create(gpu.page, Placement::Vram)?;
@@ -160,6 +162,10 @@ fn evictions(gpu: &Gpu, bytes: u64) -> Result<()> {
             cold.__info()?.placement == P2PGPU_PLACEMENT_SYSTEM,
             "nothing was evicted"
         );
+        new.close();
+        let start = Instant::now();
+        let new = gpu.__create(gpu.page, Placement::Vram)?;
+        let created = ns(start);
         new.close();
         let start = Instant::now();
         from.__copy_to(&to, bytes)?;
@@ -171,17 +177,15 @@ fn evictions(gpu: &Gpu, bytes: u64) -> Result<()> {
         let moved = ns(start);
         cold.__move_to(Placement::Vram)?;
         if round > 0 {
-            evicting.push(evicted);
-            copying.push(copied);
-            moving.push(moved);
+            let round = [evicted, created, copied, moved];
+            for ((_, all), one) in times.iter_mut().zip(round) {
+                all.push(one);
+            }
         }
     }
-    tell(
-        &format!("topic=eviction case=eviction bytes={bytes}"),
-        &evicting,
-    );
-    tell(&format!("topic=eviction case=copy bytes={bytes}"), &copying);
-    tell(&format!("topic=eviction case=move bytes={bytes}"), &moving);
+    for (case, times) in &times {
+        tell(&format!("topic=eviction case={case} bytes={bytes}"), times);
+    }
     Ok(())
 }
 
