@@ -202,10 +202,16 @@ impl OpenFile {
         self.nic.enter()?.destroy_queue_pair(self.owner, args.qp)
     }
 
+    /// Waits for the work of others on a region that a request is to read or, if `writes`, write.
+    /// The request's completion says what is wrong with the key.
+    fn wait_for_others(&self, key: u32, writes: bool) -> Result {
+        let region = self.nic.enter()?.region_of(self.owner, key);
+        region.map_or(Ok(()), |region| region.wait_for_others(writes))
+    }
+
     fn post_send(&self, arg: UserPtr) -> Result {
         let args: ioctl::PostSend = ioctl::read(arg)?;
-        let nic = self.nic.enter()?;
-        let queue_pair = nic.queue_pair_of(self.owner, args.qp)?;
+        self.nic.enter()?.queue_pair_of(self.owner, args.qp)?;
         let remote_is_bad = match args.opcode {
             regs::WRITE | regs::READ => false,
             regs::SEND => args.remote_key != 0 || args.remote_offset != 0,
@@ -223,13 +229,15 @@ impl OpenFile {
             remote_offset: args.remote_offset,
             size: args.size,
         };
+        self.wait_for_others(args.local_key, args.opcode == regs::READ)?;
+        let nic = self.nic.enter()?;
+        let queue_pair = nic.queue_pair_of(self.owner, args.qp)?;
         queue_pair.post_send(nic.bar()?, &request)
     }
 
     fn post_recv(&self, arg: UserPtr) -> Result {
         let args: ioctl::PostRecv = ioctl::read(arg)?;
-        let nic = self.nic.enter()?;
-        let queue_pair = nic.queue_pair_of(self.owner, args.qp)?;
+        self.nic.enter()?.queue_pair_of(self.owner, args.qp)?;
         if args.size > regs::MAX_LENGTH {
             return Err(EINVAL);
         }
@@ -239,6 +247,9 @@ impl OpenFile {
             local_offset: args.local_offset,
             size: args.size,
         };
+        self.wait_for_others(args.local_key, true)?;
+        let nic = self.nic.enter()?;
+        let queue_pair = nic.queue_pair_of(self.owner, args.qp)?;
         queue_pair.post_recv(nic.bar()?, &room)
     }
 

@@ -21,7 +21,10 @@ use kernel::{
             Attachment,
             Importer, //
         },
-        resv::Held,
+        resv::{
+            Held,
+            Usage, //
+        },
         DmaBuf, //
     },
     new_mutex,
@@ -32,6 +35,7 @@ use kernel::{
         Arc,
         Mutex, //
     },
+    time::Jiffies,
     uapi, //
 };
 
@@ -158,6 +162,7 @@ impl Importer for Callbacks {
 #[pin_data]
 pub(crate) struct Region {
     inner: Arc<MemoryRegion>,
+    dmabuf: ARef<DmaBuf>,
     /// Held while mapping, so that [`Self::destroy`] returns when nobody uses the dma-buf.
     #[pin]
     attachment: Mutex<Option<Attachment<Callbacks>>>,
@@ -179,11 +184,13 @@ impl Region {
             }? Error),
             GFP_KERNEL,
         )?;
+        let callbacks = Ok(Callbacks(inner.clone()));
         // SAFETY: Unbinding closes the gate and then takes the attachment out of every region.
-        let attachment = unsafe { Attachment::new(dev, dmabuf, Ok(Callbacks(inner.clone())))? };
+        let attachment = unsafe { Attachment::new(dev, dmabuf.clone(), callbacks)? };
         let region = Arc::pin_init(
             try_pin_init!(Self {
                 inner,
+                dmabuf,
                 attachment <- new_mutex!(Some(attachment), "p2pnic::Region::attachment"),
             }? Error),
             GFP_KERNEL,
@@ -200,6 +207,13 @@ impl Region {
     /// Where it stands.
     pub(crate) fn info(&self) -> Info {
         *self.inner.info.lock()
+    }
+
+    /// Waits for those who use the dma-buf and say so by fences: who writes it or, before a request
+    /// that writes it, all. Not in the gate, as that may take long. A signal ends the wait.
+    pub(crate) fn wait_for_others(&self, writes: bool) -> Result {
+        let usage = if writes { Usage::Read } else { Usage::Write };
+        self.dmabuf.resv().wait_interruptible(usage, Jiffies::MAX)
     }
 
     /// Maps the dma-buf and gives the device its addresses, unless it has them.

@@ -190,6 +190,12 @@ struct p2pnic_destroy_qp {
  *
  * Each request has one completion. Bad keys and ranges are reported there.
  *
+ * Returns when the request is queued. Before, those who use the dma-buf of the
+ * local region and say so by fences have ended: who writes it, or all if the
+ * request writes it (READ). A signal ends the wait (EINTR). Nobody waits so for
+ * the remote region, nor for a request: that is for who posts it, by its
+ * completion, as a request may wait for its other end for ever.
+ *
  * ENOENT: this file has no such queue pair. EAGAIN: the queue is full; poll.
  * EINVAL: unknown opcode, size over 2^31, remote key or offset with SEND.
  */
@@ -214,6 +220,8 @@ struct p2pnic_post_send {
 
 /**
  * struct p2pnic_post_recv - post room for a message
+ *
+ * Waits for all who use the dma-buf, as a request that writes it does.
  *
  * ENOENT, EAGAIN, EINVAL: as for posting a request.
  */

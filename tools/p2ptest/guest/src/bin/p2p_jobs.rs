@@ -11,7 +11,7 @@ use p2pguest::host;
 use p2pguest::igt::{self, Subtest};
 use p2pguest::importer::{Attach, Direction, Importer};
 use p2pguest::pattern::Pattern;
-use p2pguest::rig::Rig;
+use p2pguest::rig::{Rig, request};
 use p2pguest::setting::Setting;
 use p2pguest::shared::Stalled;
 use p2pguest::submit::{Context, binary, copy, fill, gated};
@@ -41,6 +41,10 @@ const SUBTESTS: &[Subtest] = subtests![
     memory_survives_a_hang,
     /// A CPU that asks for access, or polls, waits for the jobs that write.
     cpu_readers_wait,
+    /// A NIC's request waits for jobs that write what it reads, and for all if it writes.
+    nic_waits_for_jobs,
+    /// A job that comes after a NIC's request finds its bytes.
+    job_after_a_request,
     /// An eviction, and a coming back, are not waited for by who submits.
     evictions_are_queued,
     /// A peer that maps an object waits for its bytes.
@@ -311,6 +315,71 @@ fn cpu_readers_wait() {
         assert!(writer.join().is_ok());
         from.end(Access::Write);
     });
+}
+
+fn nic_waits_for_jobs() {
+    let rig = Rig::open();
+    let (gpu, size) = (&rig.gpu[0], 4 * rig.gpu[0].page);
+    let context = Context::new(gpu);
+    let fresh = gpu.create(size, Placement::System);
+    fresh.fill(Pattern(2));
+    let near = rig.register(0, size, Placement::Vram);
+    let far = rig.register(1, size, Placement::System);
+    let wire = rig.connect(4);
+    let sink = gpu.create(size, Placement::System);
+    // The job writes what the NIC reads; then it reads what the NIC writes.
+    for (opcode, op) in [
+        (P2PNIC_OP_WRITE, copy(&fresh, &near.bo, size)),
+        (P2PNIC_OP_READ, copy(&near.bo, &sink, size)),
+    ] {
+        near.bo.fill(Pattern(1));
+        far.bo.fill(Pattern(3));
+        let gate = gated(gpu, &context, &[op]);
+        let post = request(opcode, (&near.region, 0), (&far.region, 0), size);
+        thread::scope(|scope| {
+            let posted = scope.spawn(|| wire.near.__post_send(post));
+            thread::sleep(Duration::from_millis(50));
+            assert!(!posted.is_finished(), "it did not wait");
+            gate.advance(1);
+            assert_eq!(posted.join().ok(), Some(Ok(())));
+        });
+        wire.near.expect(P2PNIC_STATUS_OK);
+        if opcode == P2PNIC_OP_WRITE {
+            far.bo.assert_holds(Pattern(2));
+        } else {
+            near.bo.assert_holds(Pattern(3));
+            sink.assert_holds(Pattern(1));
+        }
+    }
+    // Who only reads does not wait for who reads.
+    let gate = gated(gpu, &context, &[copy(&near.bo, &sink, size)]);
+    wire.write(&near.region, &far.region);
+    gate.advance(1);
+    // Room for a message is written.
+    let gate = gated(gpu, &context, &[copy(&near.bo, &sink, size)]);
+    thread::scope(|scope| {
+        let posted = scope.spawn(|| wire.near.__post_recv(1, &near.region));
+        thread::sleep(Duration::from_millis(50));
+        assert!(!posted.is_finished(), "it did not wait");
+        gate.advance(1);
+        assert_eq!(posted.join().ok(), Some(Ok(())));
+    });
+}
+
+fn job_after_a_request() {
+    let rig = Rig::open();
+    let (gpu, size) = (&rig.gpu[1], 4 * rig.gpu[1].page);
+    let source = rig.register(0, size, Placement::Vram);
+    let target = rig.register(1, size, Placement::Vram);
+    let context = Context::new(gpu);
+    let sink = gpu.create(size, Placement::System);
+    let wire = rig.connect(4);
+    for round in 0..5 {
+        source.bo.fill(Pattern(round));
+        wire.write(&source.region, &target.region);
+        context.run(&[copy(&target.bo, &sink, size)]);
+        sink.assert_holds(Pattern(round));
+    }
 }
 
 fn is_in_vram(bo: &Bo<'_>) -> bool {
