@@ -110,6 +110,8 @@ static int p2p_vma_map_pages(struct p2p_vma_region *region,
 		ret = hmm_range_fault(&range);
 		for (i = 0; !ret && i < count; i++)
 			ret = p2p_vma_map_page(part, range.hmm_pfns[i]);
+		if (!ret && fatal_signal_pending(current))
+			ret = -EINTR;
 		range.start = range.end;
 		cond_resched();
 	}

@@ -28,6 +28,8 @@ use core::{
     slice, //
 };
 
+#[cfg(all(CONFIG_DMA_SHARED_BUFFER, CONFIG_PCI_P2PDMA))]
+pub mod exporter;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
 

@@ -8,6 +8,7 @@ use super::Device;
 use crate::{
     bindings,
     device,
+    dma::DmaAddress,
     error::to_result,
     io::PhysAddr,
     page::PAGE_SIZE,
@@ -92,6 +93,13 @@ impl<'a> Provider<'a> {
             vec: KVVec::new(),
             size: 0,
         }
+    }
+
+    /// The address by which peers reach a page of the BAR through switches only.
+    #[cfg(CONFIG_P2P_VMA)]
+    pub(crate) fn bus_address(&self, start: PhysAddr) -> DmaAddress {
+        // SAFETY: By the type invariant.
+        start.wrapping_add(unsafe { self.raw.as_ref() }.bus_offset)
     }
 
     /// How `peer` reaches the BAR.
