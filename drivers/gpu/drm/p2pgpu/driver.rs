@@ -129,7 +129,7 @@ pub(crate) struct DrmData {
     pub(crate) promising: Mutex<()>,
     /// Whether importers are given anything: one of [`DrmData::OPEN`] and so on.
     door: Atomic<u32>,
-    /// Objects with importers, once for each attachment.
+    /// Objects with importers, once for each attachment and each mapping by user address.
     attached: Pin<KBox<Mutex<KVec<ARef<Object>>>>>,
 }
 
@@ -209,7 +209,7 @@ impl DrmData {
         }
     }
 
-    /// An importer has attached to `obj`.
+    /// An importer has attached to `obj`, or mapped it by user address.
     pub(crate) fn attached(&self, obj: &Object) -> Result {
         Ok(self.attached.lock().push(obj.into(), GFP_KERNEL)?)
     }
@@ -236,7 +236,7 @@ impl DrmData {
         }
     }
 
-    /// An importer has detached from `obj`.
+    /// An importer has detached from `obj`, or undone such a mapping.
     pub(crate) fn detached(&self, obj: &Object) {
         let mut attached = self.attached.lock();
         let found = attached

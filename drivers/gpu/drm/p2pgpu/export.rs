@@ -8,10 +8,7 @@
 //! object stays where it is, and the importer is refused.
 
 use crate::{
-    aperture::{
-        Lease,
-        NotShown, //
-    },
+    aperture::Lease,
     cgroup,
     driver::Gpu,
     evict,
@@ -20,32 +17,30 @@ use crate::{
         Bo,
         Object,
         Placement,
-        PlacementKind,
-        State, //
+        PlacementKind, //
     },
-    migrate::{
-        self,
-        Arrive, //
+    mapping::{
+        count,
+        end,
+        end_given_back,
+        fall_back,
+        keep,
+        unhold,
+        with_live_gpu,
+        Mapping,
+        Terms,
+        View, //
     },
+    migrate,
     policy::PciAddress,
-    pressure::{
-        self,
-        Patience,
-        Told,
-        Victims, //
-    },
+    pressure,
     refusal::{
         refuse,
         Reason, //
     },
-    slots::Class,
-    trace,
     vram::VramPages, //
 };
-use core::ops::{
-    DerefMut,
-    Range, //
-};
+use core::ops::Range;
 use kernel::{
     device,
     dma::DataDirection,
@@ -77,7 +72,6 @@ use kernel::{
         },
         Arc, //
     },
-    time::delay::fsleep,
     uapi, //
 };
 
@@ -88,87 +82,25 @@ fn busy_is_no_space(error: Error) -> Error {
     }
 }
 
-/// What a mapping holds until its importer undoes it.
-pub(crate) enum Mapping {
-    /// Slots, and the pages that they show.
-    Aperture { lease: Lease, _vram: Arc<VramPages> },
-    /// Nothing: the pages stay with the table.
-    System,
-}
-
 /// Whether the importer can be given slots.
 fn is_peer(gpu: &Gpu<'_>, importer: &ImporterInfo<'_>) -> bool {
     importer.is_peer() && gpu.provider.route(importer.device()) != Route::None
 }
 
-/// Runs `f` with the hardware; `ENODEV` if the device is gone, or going, and `EAGAIN` while it is
-/// being reset.
-fn with_live_gpu<R>(obj: &Object, f: impl FnOnce(&Gpu<'_>) -> Result<R>) -> Result<R> {
-    obj.dev().check_open()?;
-    gem::with_gpu(obj, |gpu| f(gpu.ok_or(ENODEV)?))
-}
-
-/// What decides whether, where and how importers are given an object, at one moment. It does not
-/// change while the reservation lock is held.
-struct Terms {
-    flags: u32,
-    placement: Placement,
-    /// What slots of it count as.
-    class: Class,
-    is_away: bool,
-}
-
-impl Terms {
-    fn of(obj: &Object) -> Self {
-        let state = obj.state.lock();
-        Self {
-            flags: state.peer_flags,
-            placement: state.placement.clone(),
-            class: match state.is_promised() {
-                true => Class::Promised,
-                false => Class::Lent,
-            },
-            is_away: state.eviction.is_away,
-        }
+/// Whether the importer may have the object, where it is or where it would be moved.
+fn check(
+    terms: &Terms,
+    obj: &Object,
+    gpu: &Gpu<'_>,
+    importer: &ImporterInfo<'_>,
+    pci: Option<PciAddress>,
+) -> Result {
+    terms.check_allowed(obj, pci, || importer.driver_name())?;
+    let stays = terms.has_flag(uapi::P2PGPU_PEER_STRICT)
+        && terms.placement.kind() == Some(PlacementKind::Vram);
+    if stays && !is_peer(gpu, importer) {
+        return Err(refuse(obj, Reason::NoRoute));
     }
-
-    fn has_flag(&self, flag: u32) -> bool {
-        self.flags & flag != 0
-    }
-
-    /// Whether the importer may have the object, where it is or where it would be moved.
-    fn check(
-        &self,
-        obj: &Object,
-        gpu: &Gpu<'_>,
-        importer: &ImporterInfo<'_>,
-        pci: Option<PciAddress>,
-    ) -> Result {
-        if !self.has_flag(uapi::P2PGPU_PEER_EXPORTABLE) {
-            return Err(refuse(obj, Reason::NotFlagged));
-        }
-        let policy = &obj.dev().policy;
-        if !policy.allows(pci, || importer.driver_name()) {
-            return Err(refuse(obj, Reason::Policy));
-        }
-        let stays = self.has_flag(uapi::P2PGPU_PEER_STRICT)
-            && self.placement.kind() == Some(PlacementKind::Vram);
-        if stays && !is_peer(gpu, importer) {
-            return Err(refuse(obj, Reason::NoRoute));
-        }
-        Ok(())
-    }
-}
-
-/// Moves the object to system memory, as `importer` cannot be given slots.
-fn fall_back(obj: &Object, gpu: &Gpu<'_>, importer: &device::Device, held: Held<'_>) -> Result {
-    if obj.placement().kind() == Some(PlacementKind::System) {
-        return evict::arrive(obj, gpu);
-    }
-    migrate::migrate(obj, gpu, held, PlacementKind::System, Arrive::Now)?;
-    obj.state.lock().fall_backs += 1;
-    obj.dev().activity.fall_backs.up();
-    trace::fall_back(obj, importer);
     Ok(())
 }
 
@@ -193,12 +125,6 @@ impl Attachment {
     }
 }
 
-/// What a dma-buf shows: an object, or some pages of it.
-struct View<'a> {
-    obj: &'a Object,
-    pages: Range<usize>,
-}
-
 impl<'a> View<'a> {
     fn whole(obj: &'a Object) -> Self {
         let pages = 0..obj.size() / PAGE_SIZE;
@@ -217,7 +143,7 @@ impl<'a> View<'a> {
         let device = importer.device();
         let pci = PciAddress::of_name(device.name());
         let is_peer = with_live_gpu(obj, |gpu| {
-            Terms::of(obj).check(obj, gpu, importer, pci)?;
+            check(&Terms::of(obj), obj, gpu, importer, pci)?;
             Ok(is_peer(gpu, importer))
         })?;
         let mut importers = obj.importers.lock();
@@ -241,7 +167,7 @@ impl<'a> View<'a> {
         let obj = self.obj;
         with_live_gpu(obj, |gpu| {
             let terms = Terms::of(obj);
-            terms.check(obj, gpu, importer, data.pci)?;
+            check(&terms, obj, gpu, importer, data.pci)?;
             let strict = terms.has_flag(uapi::P2PGPU_PEER_STRICT);
             let pins = obj.state.lock().pins;
             let count = pins.checked_add(1).ok_or(ENOSPC)?;
@@ -273,7 +199,7 @@ impl<'a> View<'a> {
         let obj = self.obj;
         with_live_gpu(obj, |gpu| {
             let mut terms = Terms::of(obj);
-            terms.check(obj, gpu, importer, data.pci)?;
+            check(&terms, obj, gpu, importer, data.pci)?;
             if data.pins.load(Relaxed) == 0 && !importer.can_be_invalidated() {
                 // It could neither be told to let go nor does it hold the object in place.
                 return Err(refuse(obj, Reason::Deaf));
@@ -289,6 +215,7 @@ impl<'a> View<'a> {
             } else if peer {
                 evict::used(obj);
             }
+            let strict = terms.has_flag(uapi::P2PGPU_PEER_STRICT);
             match terms.placement {
                 Placement::Vram(vram) if peer => {
                     match self.hold_slots(gpu, &vram, terms.class, held) {
@@ -300,7 +227,7 @@ impl<'a> View<'a> {
                         Err(ENOSPC) => {}
                         Err(error) => return Err(error),
                     }
-                    if terms.flags & uapi::P2PGPU_PEER_STRICT != 0 {
+                    if strict {
                         return Err(refuse(obj, Reason::NoSlots));
                     }
                 }
@@ -311,7 +238,7 @@ impl<'a> View<'a> {
                 return Err(EINVAL);
             };
             let table = importer.map_pages(pages, self.pages.clone(), dir)?;
-            mapped(obj).system_maps += 1;
+            count(obj, &Mapping::System);
             self.trace(importer.device(), false).map();
             Ok((table, Mapping::System))
         })
@@ -367,60 +294,7 @@ impl<'a> View<'a> {
             Ok((pages, self.pages.clone()))
         })
     }
-
-    fn trace<'b>(&'b self, importer: &'b device::Device, aperture: bool) -> trace::Mapping<'b> {
-        trace::Mapping {
-            obj: self.obj,
-            importer,
-            pages: self.pages.clone(),
-            aperture,
-        }
-    }
-
-    /// Shows the pages in slots, which a peer holds then. If need be others are told to let go.
-    ///
-    /// `ENOSPC`: there are too few slots. An object that is promised slots always finds them.
-    fn hold_slots(
-        &self,
-        gpu: &Gpu<'_>,
-        vram: &VramPages,
-        class: Class,
-        held: Held<'_>,
-    ) -> Result<Lease> {
-        let obj = self.obj;
-        let dev = obj.dev();
-        let named = gem::named(obj, vram)?;
-        // Windows of one object take each other's slots in turns, as they are used in turns.
-        let own = (self.pages.len() != vram.count()).then_some(held);
-        let mut patience = match own {
-            Some(_) => WINDOW_PATIENCE,
-            None => 0,
-        };
-        let mut victims = Victims::new(obj, own, Patience::Grace);
-        let mut last = false;
-        loop {
-            match dev.aperture.map(dev, gpu, named, self.pages.clone(), class) {
-                Ok(lease) => return Ok(lease),
-                Err(NotShown::Failed(error)) => return Err(error),
-                Err(NotShown::Lent) => {}
-            }
-            match victims.tell_next() {
-                Told::One => {}
-                Told::Wait(time) if patience != 0 => {
-                    patience -= 1;
-                    fsleep(time);
-                    victims = Victims::new(obj, own, Patience::Grace);
-                }
-                // Somebody may just have let go.
-                Told::Nobody if !last => last = true,
-                Told::Nobody | Told::Wait(_) => return Err(ENOSPC),
-            }
-        }
-    }
 }
-
-/// Times that a window waits until the peers of others may be told to let go.
-const WINDOW_PATIENCE: u32 = 4;
 
 /// Promises the slots of an object that is to be pinned in VRAM, unless it is already.
 fn pin_slots(gpu: &Gpu<'_>, obj: &Object) -> Result {
@@ -542,53 +416,6 @@ pub(crate) fn export_range(obj: &Object, range: Range<u64>, flags: i32) -> Resul
     Window::export::<BoWindow>(obj, pages, flags)
 }
 
-/// Keeps a mapping that was given back; returns it if there is no memory for that.
-fn keep(kept: &mut KVec<Mapping>, mapping: Mapping) -> Option<Mapping> {
-    if kept.reserve(1, GFP_KERNEL).is_err() {
-        return Some(mapping);
-    }
-    // There is room.
-    kept.push_within_capacity(mapping).err().map(|full| full.0)
-}
-
-/// Ends what importers have given back since they were told; `waited` says whether the accesses of
-/// all have ended.
-pub(crate) fn end_given_back(obj: &Object, waited: Result) {
-    let kept = obj.state.lock().given_back.take();
-    for mapping in kept.into_iter().flatten() {
-        end(obj, waited, mapping);
-    }
-}
-
-/// Ends a mapping. If accesses of importers go on, its slots, and the pages that they show, are
-/// nobody's any more.
-fn end(obj: &Object, waited: Result, mapping: Mapping) {
-    if waited.is_err() {
-        core::mem::forget(mapping);
-        return gem::report_lost_slots(waited);
-    }
-    {
-        let mut state = obj.state.lock();
-        state.mappings = state.mappings.saturating_sub(1);
-        if matches!(mapping, Mapping::Aperture { .. }) {
-            state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
-        }
-    }
-    if let Mapping::Aperture { lease, _vram } = mapping {
-        unhold(obj, lease);
-        obj.dev().activity.peer_unmaps.up();
-    }
-    obj.dev().mapping_count(-1);
-}
-
-/// Counts a mapping that an importer is given.
-fn mapped(obj: &Object) -> impl DerefMut<Target = State> + '_ {
-    obj.dev().mapping_count(1);
-    let mut state = obj.state.lock();
-    state.mappings += 1;
-    state
-}
-
 /// Maps slots that are held for the importer, or lets go of them.
 fn map_slots<'a>(
     obj: &Object,
@@ -600,25 +427,14 @@ fn map_slots<'a>(
 ) -> Result<(Table<'a>, Mapping)> {
     match importer.map_bar(&gpu.provider, lease.ranges(), held, dir) {
         Ok(table) => {
-            let last_map = obj.dev().next_map();
-            let mut state = mapped(obj);
-            state.peer_maps += 1;
-            state.aperture_mappings += 1;
-            state.last_map = Some(last_map);
-            Ok((table, Mapping::Aperture { lease, _vram: vram }))
+            let mapping = Mapping::Aperture { lease, _vram: vram };
+            count(obj, &mapping);
+            Ok((table, mapping))
         }
         Err(error) => {
             unhold(obj, lease);
             Err(error)
         }
-    }
-}
-
-fn unhold(obj: &Object, lease: Lease) {
-    let aperture = &obj.dev().aperture;
-    if let Some(lease) = aperture.set_aside(lease) {
-        let released = gem::with_gpu(obj, |gpu| aperture.unmap(gpu, &lease));
-        gem::report_lost_slots(released);
     }
 }
 

@@ -19,12 +19,12 @@ use crate::{
         Arrival,
         Eviction, //
     },
-    export::Mapping,
     import::{
         self,
         Import, //
     },
     kick::LOOK_MS,
+    mapping::Mapping,
     peer,
     pressure::{
         LastMap,
@@ -189,6 +189,8 @@ pub(crate) struct State {
     pub(crate) mappings: u32,
     /// Those of them that hold slots.
     pub(crate) aperture_mappings: u32,
+    /// Those of them that were made by user address. Such importers are told by a zap.
+    pub(crate) vma_mappings: u32,
     /// While importers are told: what they have given back meanwhile.
     pub(crate) given_back: Option<KVec<Mapping>>,
     /// When the newest of those was made, of all that there were.
@@ -235,7 +237,7 @@ pub(crate) struct Importers {
     /// be told.
     dmabufs: KVec<Imported>,
     last_id: u64,
-    /// The devices of the importers, one for each attachment.
+    /// The devices of the importers, one for each attachment and each mapping by user address.
     pub(crate) devices: KVec<ARef<device::Device>>,
     /// Attachments that can be given system memory only.
     pub(crate) without_slots: u32,
@@ -263,9 +265,10 @@ impl Importers {
         device: &device::Device,
         is_peer: bool,
     ) -> Result<u64> {
-        self.devices.reserve(1, GFP_KERNEL)?;
-        let id = self.add_dmabuf(dmabuf)?;
-        self.devices.push(device.into(), GFP_KERNEL)?;
+        self.add_device(device)?;
+        let id = self
+            .add_dmabuf(dmabuf)
+            .inspect_err(|_| self.remove_device(device))?;
         self.without_slots += u32::from(!is_peer);
         Ok(id)
     }
@@ -296,12 +299,7 @@ impl Importers {
         is_peer: bool,
     ) -> Option<ARef<DmaBuf>> {
         self.without_slots = self.without_slots.saturating_sub(u32::from(!is_peer));
-        let place = self
-            .devices
-            .iter()
-            .position(|d| core::ptr::eq(&**d, device));
-        // Another attachment may keep the device.
-        let _device = place.and_then(|place| self.devices.remove(place).ok());
+        self.remove_device(device);
         let index = self.dmabufs.iter().position(|imported| imported.id == id)?;
         let imported = self.dmabufs.get_mut(index)?;
         imported.count = imported.count.saturating_sub(1);
@@ -310,6 +308,20 @@ impl Importers {
         }
         let imported = self.dmabufs.remove(index).ok()?;
         Some(imported.dmabuf)
+    }
+
+    /// Adds the device of an importer.
+    pub(crate) fn add_device(&mut self, device: &device::Device) -> Result {
+        Ok(self.devices.push(device.into(), GFP_KERNEL)?)
+    }
+
+    /// Takes the device of an importer away; others may keep it.
+    pub(crate) fn remove_device(&mut self, device: &device::Device) {
+        let place = self
+            .devices
+            .iter()
+            .position(|d| core::ptr::eq(&**d, device));
+        let _device = place.and_then(|place| self.devices.remove(place).ok());
     }
 
     /// The first dma-buf after `id`.
@@ -395,6 +407,7 @@ impl gem::DriverObject for Bo {
                 pins: 0,
                 mappings: 0,
                 aperture_mappings: 0,
+                vma_mappings: 0,
                 given_back: None,
                 last_map: None,
                 invalidations: 0,
@@ -419,6 +432,8 @@ impl gem::DriverObject for Bo {
 }
 
 impl managed::Backing for Bo {
+    type VmaExporter = Self;
+
     fn fault(obj: &Object, dev: &DrmDevice<Registered>, page: usize, fault: &Fault<'_>) -> Outcome {
         let handle = || {
             let guard = obj.resv().lock_interruptible()?;

@@ -22,13 +22,13 @@ use crate::{
         self,
         Arrival, //
     },
-    export,
     gem::{
         self,
         Object,
         Placement,
         PlacementKind, //
     },
+    mapping,
     trace, //
 };
 use kernel::{
@@ -42,9 +42,13 @@ use kernel::{
         }, //
     },
     drm::gem::BaseObject,
+    io::poll::read_poll_timeout,
     page::PAGE_SIZE,
     prelude::*,
-    time::msecs_to_jiffies, //
+    time::{
+        msecs_to_jiffies,
+        Delta, //
+    }, //
 };
 
 /// Times that a copy is tried again for which nobody waits.
@@ -52,27 +56,34 @@ const RETRIES: u32 = 2;
 /// Longest wait for accesses of importers that were told to let go.
 const IMPORTERS_TIMEOUT_MS: u32 = 10_000;
 
+/// Longest wait for importers that have user addresses.
+const UNMAPS_TIMEOUT_MS: i64 = 100;
+
 /// Tells all importers to let go of their mappings. Under the object's reservation lock.
 ///
 /// What they give back is kept until the caller, who waits for the accesses of all, calls
-/// [`export::end_given_back`].
+/// [`mapping::end_given_back`].
 pub(crate) fn tell_importers(obj: &Object, held: Held<'_>) -> Result {
     let next = |id| obj.importers.lock().after(id);
     let mut dmabuf = next(0);
-    if dmabuf.is_none() {
-        return Ok(());
-    }
-    let mappings = {
+    let (mappings, vma_mappings) = {
         let mut state = obj.state.lock();
+        if dmabuf.is_none() && state.vma_mappings == 0 {
+            return Ok(());
+        }
         if state.mappings != 0 {
             state.invalidations += 1;
             obj.dev().activity.invalidations.up();
         }
         state.given_back.get_or_insert_default();
-        state.mappings
+        (state.mappings, state.vma_mappings)
     };
     if mappings != 0 {
         trace::invalidate(obj, mappings);
+    }
+    if vma_mappings != 0 {
+        // Who has user addresses is told by their notifiers.
+        obj.zap(0..obj.size() / PAGE_SIZE)?;
     }
     // Who attaches meanwhile cannot map: that takes the lock.
     while let Some((id, one)) = dmabuf {
@@ -88,8 +99,21 @@ pub(crate) fn tell_importers(obj: &Object, held: Held<'_>) -> Result {
 pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
     let told = tell_importers(obj, held);
     let waited = wait_for_accesses(held.resv());
-    export::end_given_back(obj, waited);
+    mapping::end_given_back(obj, waited);
+    wait_for_unmaps(obj);
     told.and(waited)
+}
+
+/// Gives importers that have user addresses a moment to give back what they mapped: they do so from
+/// work items. What they keep for longer drains, as does what other importers keep.
+fn wait_for_unmaps(obj: &Object) {
+    // A work item may wait for who maps other pages of the object, who waits for our lock.
+    let _ = read_poll_timeout(
+        || Ok(obj.state.lock().vma_mappings),
+        |&mappings| mappings == 0,
+        Delta::from_micros(20),
+        Delta::from_millis(UNMAPS_TIMEOUT_MS),
+    );
 }
 
 /// Waits until the accesses that importers have announced by fences are over. `EBUSY`: they do not

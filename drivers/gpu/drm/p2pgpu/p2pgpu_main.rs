@@ -8,7 +8,8 @@
 //! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
 //! - [`gem`], [`migrate`], [`evict`], [`access`]: objects, and what the engine does with them.
 //! - [`submit`], [`context`], [`job`], [`scheduler`], [`kick`]: jobs, and what moves them on.
-//! - [`export`], [`peer`], [`import`]: who reaches them, and whose they reach.
+//! - [`export`], [`vma`], [`mapping`], [`peer`], [`import`]: who reaches them, by dma-buf and by user
+//!   address, and whose they reach.
 //! - [`pressure`], [`limits`], [`cgroup`], [`policy`], [`refusal`]: who must let go, and who is refused.
 //! - [`file`], [`fdinfo`], [`debugfs`], [`census`], [`activity`], [`trace`]: what userspace sees.
 //!
@@ -38,6 +39,7 @@ mod import;
 mod job;
 mod kick;
 mod limits;
+mod mapping;
 mod memory;
 mod migrate;
 mod patience;
@@ -54,6 +56,7 @@ mod slots;
 mod submit;
 mod table;
 mod trace;
+mod vma;
 mod vram;
 
 use kernel::{

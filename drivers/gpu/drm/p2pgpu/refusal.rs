@@ -46,7 +46,7 @@ reasons! {
     Policy, c"policy", EPERM;
     /// Peers may only read the object, and the importer would be able to write.
     ReadOnly, c"read_only", EACCES;
-    /// The object is strict, and the importer cannot be a peer.
+    /// The importer cannot be a peer, and the object is strict, or was named by a user address.
     NoRoute, c"no_route", EXDEV;
     /// The object is strict or is to be pinned, and there are too few slots.
     NoSlots, c"no_slots", ENOSPC;

@@ -12,7 +12,7 @@ use crate::{
         DrmDevice,
         DrmDriver, //
     },
-    export,
+    mapping,
     migrate, //
 };
 use kernel::{
@@ -184,7 +184,7 @@ fn take_back(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
         let waited = obj
             .resv()
             .wait(Usage::Bookkeep, msecs_to_jiffies(left().max(1)));
-        export::end_given_back(obj, waited);
+        mapping::end_given_back(obj, waited);
     });
     let unmapped = read_poll_timeout(
         || Ok(dev.mappings()),

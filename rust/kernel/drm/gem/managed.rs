@@ -9,6 +9,11 @@
 //!
 //! C header: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h)
 
+#[cfg(CONFIG_P2P_VMA)]
+use crate::mm::{
+    p2p,
+    virt::VmaRef, //
+};
 use crate::{
     bindings,
     dma_buf::{
@@ -64,6 +69,10 @@ pub use self::window::Window;
 
 /// What a driver does for its managed objects, beside exporting them.
 pub trait Backing: DriverObject + Exporter<Source = Object<Self>> {
+    /// Who gives pages of the object's mappings to other devices, which have their user addresses.
+    #[cfg(CONFIG_P2P_VMA)]
+    type VmaExporter: p2p::exporter::Exporter<Source = Object<Self>>;
+
     /// A CPU touched page `page`, below the number of pages: install its page-table entry.
     ///
     /// Called with `mmap_lock` or the mapping's own lock held. The object's reservation lock may
@@ -143,6 +152,10 @@ impl<T: Backing> Object<T> {
         fault: Some(Self::fault_callback),
         open: Some(bindings::drm_gem_vm_open),
         close: Some(bindings::drm_gem_vm_close),
+        #[cfg(CONFIG_P2P_VMA)]
+        p2p_map: Some(Self::p2p_map_callback),
+        #[cfg(CONFIG_P2P_VMA)]
+        p2p_unmap: Some(p2p::exporter::Callbacks::<T::VmaExporter>::unmap),
         ..pin_init::zeroed()
     };
 
@@ -363,6 +376,47 @@ impl<T: Backing> Object<T> {
         0
     }
 
+    /// The page of the object at this offset of its file, in pages, if it has one there.
+    fn page_at(&self, offset: usize) -> Option<usize> {
+        // SAFETY: The object has a valid offset node.
+        let start = unsafe { bindings::drm_vma_node_start(&(*self.as_raw()).vma_node) };
+        let page = offset.checked_sub(start)?;
+        (page < self.size() / PAGE_SIZE).then_some(page)
+    }
+
+    /// # Safety
+    ///
+    /// Called by the core with a mapping with these operations, which is locked, and a map of it
+    /// that is being made.
+    #[cfg(CONFIG_P2P_VMA)]
+    unsafe extern "C" fn p2p_map_callback(
+        vma: *mut bindings::vm_area_struct,
+        map: *mut bindings::p2p_vma_map,
+    ) -> c_int {
+        // SAFETY: As in `fault_callback()`; the addresses of the map are in the mapping, and at
+        // least one page.
+        let (this, first, count) = unsafe {
+            let skipped = ((*map).start - VmaRef::from_raw(vma).start()) / PAGE_SIZE;
+            (
+                Self::from_raw((*vma).vm_private_data.cast()),
+                // A mapping that was split or moved has other addresses, but shows the same.
+                (*vma).vm_pgoff.checked_add(skipped),
+                ((*map).end - (*map).start) / PAGE_SIZE,
+            )
+        };
+        crate::error::from_result(|| {
+            let first = first.and_then(|first| this.page_at(first)).ok_or(EINVAL)?;
+            let end = first.checked_add(count).ok_or(EINVAL)?;
+            if end > this.size() / PAGE_SIZE {
+                return Err(EINVAL);
+            }
+            // SAFETY: The core passes a map that is being made; its `p2p_unmap` is that of these
+            // callbacks.
+            unsafe { p2p::exporter::Callbacks::<T::VmaExporter>::map(map, this, first..end)? };
+            Ok(0)
+        })
+    }
+
     /// # Safety
     ///
     /// Called by the core with a fault in a mapping with these operations.
@@ -376,11 +430,8 @@ impl<T: Backing> Object<T> {
         // SAFETY: This is the fault; `mmap_callback()` made the mapping as it must be.
         let fault = unsafe { Fault::from_raw(vmf) };
 
-        // SAFETY: The object has a valid offset node.
-        let start = unsafe { bindings::drm_vma_node_start(&(*this.as_raw()).vma_node) };
-        let page = match fault.page_offset().checked_sub(start) {
-            Some(page) if page < this.size() / PAGE_SIZE => page,
-            _ => return Outcome::Sigbus.into_raw(),
+        let Some(page) = this.page_at(fault.page_offset()) else {
+            return Outcome::Sigbus.into_raw();
         };
         match this.ioctl_dev().registration_guard() {
             Some(dev) => T::fault(this, &dev, page, &fault),

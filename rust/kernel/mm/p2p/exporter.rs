@@ -18,6 +18,7 @@ use crate::{
     page::PAGE_SIZE,
     pci::p2pdma::{
         Provider,
+        Ranges,
         Route, //
     },
     prelude::*,
@@ -101,34 +102,25 @@ impl<'a> Request<'a> {
         self.raw.write
     }
 
-    /// Gives the device ranges of a BAR: pairs of physical address and length in bytes, in the
-    /// order of the pages.
+    /// Gives the device ranges of a BAR, in the order of the pages.
     ///
-    /// `EXDEV`: there is no route. `EINVAL`: a range is not of whole pages of the BAR, or they are
-    /// not as many pages as were asked for.
-    pub fn map_bar(
-        self,
-        provider: &Provider<'_>,
-        ranges: &[(PhysAddr, usize)],
-    ) -> Result<Addresses<'a>> {
-        if ranges
-            .iter()
-            .any(|&(start, length)| !provider.has_pages(start, length))
-        {
+    /// `EXDEV`: there is no route. `EINVAL`: the ranges are another provider's, or not as many pages
+    /// as were asked for.
+    pub fn map_bar(self, provider: &Provider<'_>, ranges: &Ranges) -> Result<Addresses<'a>> {
+        if !ranges.is_of(provider) {
             return Err(EINVAL);
         }
+        let pairs = ranges.as_slice().iter().map(|range| (range.paddr, range.len));
         match provider.route(self.importer()) {
             Route::None => Err(EXDEV),
             Route::Switch => {
                 let mut at = 0;
-                for &(start, length) in ranges {
+                for (start, length) in pairs {
                     at = self.fill(at, provider.bus_address(start), length)?;
                 }
                 self.finish(at, Mapped::none(self.importer()))
             }
-            Route::HostBridge | Route::Iommu => {
-                self.map(ranges.iter().copied(), bindings::DMA_ATTR_MMIO, None)
-            }
+            Route::HostBridge | Route::Iommu => self.map(pairs, bindings::DMA_ATTR_MMIO, None),
         }
     }
 

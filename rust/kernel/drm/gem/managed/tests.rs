@@ -36,6 +36,8 @@ use crate::{
     }, //
 };
 
+#[cfg(CONFIG_P2P_VMA)]
+mod peers;
 mod sharing;
 
 /// How often something happened.
@@ -52,6 +54,11 @@ impl Count {
 
     fn get(&self) -> i32 {
         self.0.load(Relaxed)
+    }
+
+    #[cfg(CONFIG_P2P_VMA)]
+    fn set(&self, count: usize) {
+        self.0.store(i32::try_from(count).unwrap_or(-1), Relaxed);
     }
 }
 
@@ -78,6 +85,14 @@ struct Events {
     export: Policy,
     attach: Policy,
     map: Policy,
+    /// By user address: an error, and pages that are left out.
+    vma_map: Policy,
+    vma_short: Count,
+    vma_mapped: Count,
+    vma_unmapped: Count,
+    /// Pages of the newest of those: the first, and how many.
+    vma_first: Count,
+    vma_pages: Count,
     attached: Count,
     detached: Count,
     pinned: Count,
@@ -99,6 +114,12 @@ impl Events {
                 export: Policy::new(),
                 attach: Policy::new(),
                 map: Policy::new(),
+                vma_map: Policy::new(),
+                vma_short: Count::new(),
+                vma_mapped: Count::new(),
+                vma_unmapped: Count::new(),
+                vma_first: Count::new(),
+                vma_pages: Count::new(),
                 attached: Count::new(),
                 detached: Count::new(),
                 pinned: Count::new(),
@@ -222,6 +243,9 @@ impl Exporter for KunitObject {
 }
 
 impl Backing for KunitObject {
+    #[cfg(CONFIG_P2P_VMA)]
+    type VmaExporter = Self;
+
     fn fault(
         _obj: &Object<Self>,
         _dev: &Device<KunitDriver, Registered>,
