@@ -16,6 +16,7 @@ use crate::{
         Request,
         Room, //
     },
+    region::Source,
     registry,
     regs::{
         self,
@@ -92,6 +93,7 @@ impl MiscDevice for OpenFile {
             uapi::P2PNIC_IOCTL_POST_SEND => this.post_send(arg),
             uapi::P2PNIC_IOCTL_POST_RECV => this.post_recv(arg),
             uapi::P2PNIC_IOCTL_POLL => this.poll(arg),
+            uapi::P2PNIC_IOCTL_REG_USER => this.reg_user(arg),
             _ => return Err(ENOTTY),
         }?;
         Ok(0)
@@ -106,12 +108,7 @@ impl OpenFile {
 
     fn reg_region(&self, arg: UserPtr) -> Result {
         let mut args: ioctl::RegRegion = ioctl::read(arg)?;
-        let page = u64::try_from(PAGE_SIZE)?;
-        let known = uapi::P2PNIC_ACCESS_LOCAL_WRITE
-            | uapi::P2PNIC_ACCESS_REMOTE_READ
-            | uapi::P2PNIC_ACCESS_REMOTE_WRITE;
-        let unaligned = args.offset % page != 0 || args.size % page != 0;
-        if args.pad != 0 || args.access & !known != 0 || args.size == 0 || unaligned {
+        if args.pad != 0 || !is_good_range(args.access, args.offset, args.size)? {
             return Err(EINVAL);
         }
         let dmabuf = DmaBuf::from_fd(args.fd)?;
@@ -127,16 +124,43 @@ impl OpenFile {
         };
         args.key = {
             let nic = self.nic.enter()?;
-            let region = nic.create_region(self.owner, dmabuf, range)?;
+            let region = nic.create_region(self.owner, Source::DmaBuf(dmabuf), range)?;
             region.shape().key
         };
-        ioctl::write(arg, &args).inspect_err(|_| {
-            // Nobody knows the key. Another thread may have guessed it, and destroyed it first; or
-            // unbinding has.
-            if let Ok(nic) = self.nic.enter() {
-                let _ = nic.destroy_region(self.owner, args.key);
-            }
-        })
+        ioctl::write(arg, &args).inspect_err(|_| self.forget_region(args.key))
+    }
+
+    fn reg_user(&self, arg: UserPtr) -> Result {
+        let mut args: ioctl::RegUser = ioctl::read(arg)?;
+        if !is_good_range(args.access, args.address, args.size)? {
+            return Err(EINVAL);
+        }
+        let range = Range {
+            access: args.access,
+            offset: args.address,
+            size: args.size,
+        };
+        args.key = {
+            let nic = self.nic.enter()?;
+            let region = nic.create_region(self.owner, Source::User, range)?;
+            let key = region.shape().key;
+            // What cannot be mapped now is refused here, and not when a request needs it.
+            let mapped = region.map(nic.device(), nic.limits().segments);
+            mapped.inspect_err(|_| {
+                // Another thread may have guessed the key, and destroyed it first.
+                let _ = nic.destroy_region(self.owner, key);
+            })?;
+            key
+        };
+        ioctl::write(arg, &args).inspect_err(|_| self.forget_region(args.key))
+    }
+
+    /// Destroys a region that nobody knows the key of. Another thread may have guessed it, and
+    /// destroyed it first; or unbinding has.
+    fn forget_region(&self, key: u32) {
+        if let Ok(nic) = self.nic.enter() {
+            let _ = nic.destroy_region(self.owner, key);
+        }
     }
 
     fn dereg_region(&self, arg: UserPtr) -> Result {
@@ -376,6 +400,16 @@ impl Found {
     fn count(&self) -> u32 {
         self.sent + self.received
     }
+}
+
+/// Whether a region can be so: known rights, and whole pages, at least one.
+fn is_good_range(access: u32, start: u64, size: u64) -> Result<bool> {
+    let page = u64::try_from(PAGE_SIZE)?;
+    let known = uapi::P2PNIC_ACCESS_LOCAL_WRITE
+        | uapi::P2PNIC_ACCESS_REMOTE_READ
+        | uapi::P2PNIC_ACCESS_REMOTE_WRITE;
+    let aligned = start.is_multiple_of(page) && size.is_multiple_of(page);
+    Ok(access & !known == 0 && size != 0 && aligned)
 }
 
 fn query(nic: &Bind<'_>) -> Result<ioctl::Query> {

@@ -20,6 +20,7 @@ ioctl_argument!(Query, uapi::p2pnic_query, [
 ioctl_argument!(RegRegion, uapi::p2pnic_reg_region, [
     fd: i32, access: u32, offset: u64, size: u64, key: u32, pad: u32,
 ]);
+ioctl_argument!(RegUser, uapi::p2pnic_reg_user, [address: u64, size: u64, access: u32, key: u32]);
 ioctl_argument!(DeregRegion, uapi::p2pnic_dereg_region, [key: u32, pad: u32]);
 ioctl_argument!(RegionInfo, uapi::p2pnic_region_info, [
     key: u32, mapped: u32, segments: u32, last_error: u32, maps: u64, invalidations: u64,

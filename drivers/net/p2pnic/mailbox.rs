@@ -233,9 +233,10 @@ impl Mailbox {
 
     /// Resets the device and gives it a mailbox.
     pub(crate) fn start(&self, dev: &Device<Bound>) -> Result {
+        // Not under the lock, which is taken where memory is reclaimed.
+        let memory = Memory::zeroed(dev, GFP_KERNEL)?;
         let mut inner = self.inner.lock();
         self.reset()?;
-        let memory = Memory::zeroed(dev, GFP_KERNEL)?;
         let address = regs::MAILBOX_ADDR::from(memory.dma_address());
         self.bar
             .try_access()

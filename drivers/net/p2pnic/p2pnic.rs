@@ -3,9 +3,9 @@
 //! Driver for the virtual RDMA NIC that Documentation/gpu/p2pgpu/hardware.rst describes.
 //!
 //! The NIC moves data between memory regions of two systems. A region is a range of a dma-buf that
-//! somebody else exports, VRAM behind a GPU's BAR for example, and that may move while it is
-//! registered: the exporter takes the mapping back, the driver has the device let go of it, and
-//! maps again when a request next needs the region.
+//! somebody else exports, VRAM behind a GPU's BAR for example, or of user addresses, and may move
+//! while it is registered: the exporter, or the memory management, takes the mapping back, the
+//! driver has the device let go of it, and maps again when a request next needs the region.
 //!
 //! # Ownership
 //!
@@ -17,11 +17,13 @@
 //!
 //! 1. the gate (shared; only unbinding and resets wait for it, with nothing held)
 //! 2. the event queue ([`events`]), then the queue of workers; neither while a region is mapped
-//! 3. a region's attachment
-//! 4. the dma-buf's reservation lock
+//! 3. what a region is a range of
+//! 4. the dma-buf's reservation lock; for a range of user addresses the locks of mm/p2p_vma.c,
+//!    `mmap_lock` among them
 //! 5. a region's state
 //! 6. the mailbox
 //!
+//! 5 and 6 are taken where memory is reclaimed: with them held, none is allocated.
 //! `mmap_lock` comes before the reservation lock, as everywhere. The table of regions, the table of
 //! queue pairs, and a queue pair's locks are taken with at most the gate and the event queue held;
 //! under a queue pair's locks only the mailbox is taken. Nothing is copied to or from user memory
@@ -74,7 +76,7 @@ module! {
     type: Module,
     name: "p2pnic",
     authors: ["The p2pgpu developers"],
-    description: "Virtual RDMA NIC that imports dma-bufs",
+    description: "Virtual RDMA NIC that imports dma-bufs and user addresses",
     license: "GPL v2",
     imports_ns: ["DMA_BUF"],
 }

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory regions: a range of a dma-buf, as the device, the exporter and the user see it.
+//! Memory regions: a range of a dma-buf, or of user addresses, as the device, the exporter and the
+//! user see it.
+
+mod user;
+
+use self::user::UserRange;
 
 use crate::mailbox::{
     Command,
@@ -48,19 +53,23 @@ pub(crate) struct Shape {
     pub(crate) owner: u64,
     /// Rights, as the device takes them.
     pub(crate) access: u32,
-    /// Start in the dma-buf, bytes.
+    /// Start in the dma-buf, or in the user address space; bytes.
     pub(crate) offset: u64,
     /// Bytes, not 0.
     pub(crate) size: u64,
 }
 
 impl Shape {
-    fn direction(&self) -> DataDirection {
+    /// Whether the device may write.
+    fn writes(&self) -> bool {
         let writes = uapi::P2PNIC_ACCESS_LOCAL_WRITE | uapi::P2PNIC_ACCESS_REMOTE_WRITE;
-        if self.access & writes != 0 {
-            DataDirection::Bidirectional
-        } else {
-            DataDirection::ToDevice
+        self.access & writes != 0
+    }
+
+    fn direction(&self) -> DataDirection {
+        match self.writes() {
+            true => DataDirection::Bidirectional,
+            false => DataDirection::ToDevice,
         }
     }
 }
@@ -70,7 +79,8 @@ impl Shape {
 pub(crate) struct Info {
     /// The device knows the region.
     exists: bool,
-    /// The device has addresses for it. Becomes true only with the reservation lock held.
+    /// The device has addresses for it. Becomes true only with the lock held that whoever takes
+    /// them back holds.
     pub(crate) mapped: bool,
     /// Segments of the newest mapping.
     pub(crate) segments: u32,
@@ -92,6 +102,17 @@ struct MemoryRegion {
 }
 
 impl MemoryRegion {
+    fn new(mailbox: Arc<Mailbox>, shape: Shape) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                shape,
+                mailbox,
+                info <- new_mutex!(Info::default(), "p2pnic::MemoryRegion::info"),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
     fn create(&self) -> Result {
         let mut info = self.info.lock();
         self.mailbox.submit(Command::CreateRegion {
@@ -108,7 +129,12 @@ impl MemoryRegion {
         let segments = segments(table, self.shape.offset, self.shape.size, max_segments)?;
         let count = u32::try_from(segments.len())?;
         let list: Coherent<[[u64; 2]]> = Coherent::from_slice(dev, &segments, GFP_KERNEL)?;
+        self.load_list(&list, count)
+    }
 
+    /// Gives the device the `count` addresses that `list` starts with. Called with a lock held that
+    /// keeps them from being taken back. Allocates nothing.
+    fn load_list(&self, list: &Coherent<[[u64; 2]]>, count: u32) -> Result {
         let mut info = self.info.lock();
         if !info.exists {
             return Err(ENOENT);
@@ -123,6 +149,19 @@ impl MemoryRegion {
         info.segments = count;
         info.maps += 1;
         Ok(())
+    }
+
+    /// Takes the addresses from the device. Returns when no DMA by them is in flight. Allocates
+    /// nothing.
+    fn invalidate(&self) {
+        let mut info = self.info.lock();
+        if core::mem::take(&mut info.mapped) {
+            info.invalidations += 1;
+            // On an error the device has been stopped: it does no DMA either way.
+            let _ = self.mailbox.submit(Command::InvalidateRegion {
+                key: self.shape.key,
+            });
+        }
     }
 
     /// Makes the device forget the region; requests parked on it complete with REVOKED.
@@ -145,53 +184,65 @@ impl Importer for Callbacks {
     const ALLOW_PEER_TO_PEER: bool = true;
 
     fn invalidate(&self, _held: Held<'_>) -> AfterInvalidate {
-        let region = &*self.0;
-        let mut info = region.info.lock();
-        if core::mem::take(&mut info.mapped) {
-            info.invalidations += 1;
-            // On an error the device has been stopped: it does no DMA either way.
-            let _ = region.mailbox.submit(Command::InvalidateRegion {
-                key: region.shape.key,
-            });
-        }
+        self.0.invalidate();
         AfterInvalidate::Unmap
     }
+}
+
+/// What the region is a range of.
+enum Backing {
+    DmaBuf(Attachment<Callbacks>),
+    User(UserRange),
+}
+
+/// What a region is to be made of.
+pub(crate) enum Source {
+    DmaBuf(ARef<DmaBuf>),
+    /// The address space of the current task.
+    User,
 }
 
 /// A memory region.
 #[pin_data]
 pub(crate) struct Region {
     inner: Arc<MemoryRegion>,
-    dmabuf: ARef<DmaBuf>,
-    /// Held while mapping, so that [`Self::destroy`] returns when nobody uses the dma-buf.
+    /// Whom a request waits for before it is posted; not for users of user addresses.
+    dmabuf: Option<ARef<DmaBuf>>,
+    /// Held while mapping, so that [`Self::destroy`] returns when nobody uses it.
     #[pin]
-    attachment: Mutex<Option<Attachment<Callbacks>>>,
+    backing: Mutex<Option<Backing>>,
 }
 
 impl Region {
-    /// Attaches to the dma-buf and makes the region in the device, without addresses.
+    /// Makes the region in the device, without addresses.
     pub(crate) fn new(
         dev: &Device<Bound>,
         mailbox: Arc<Mailbox>,
-        dmabuf: ARef<DmaBuf>,
+        source: Source,
         shape: Shape,
+        max_segments: u32,
     ) -> Result<Arc<Self>> {
-        let inner = Arc::pin_init(
-            try_pin_init!(MemoryRegion {
-                shape,
-                mailbox,
-                info <- new_mutex!(Info::default(), "p2pnic::MemoryRegion::info"),
-            }? Error),
-            GFP_KERNEL,
-        )?;
-        let callbacks = Ok(Callbacks(inner.clone()));
-        // SAFETY: Unbinding closes the gate and then takes the attachment out of every region.
-        let attachment = unsafe { Attachment::new(dev, dmabuf.clone(), callbacks)? };
+        let inner = MemoryRegion::new(mailbox, shape)?;
+        let dmabuf = match &source {
+            Source::DmaBuf(dmabuf) => Some(dmabuf.clone()),
+            Source::User => None,
+        };
+        let backing = match source {
+            Source::DmaBuf(dmabuf) => {
+                let callbacks = Ok(Callbacks(inner.clone()));
+                // SAFETY: Unbinding closes the gate and then takes the backing out of every region.
+                Backing::DmaBuf(unsafe { Attachment::new(dev, dmabuf, callbacks)? })
+            }
+            Source::User => {
+                // SAFETY: As above.
+                Backing::User(unsafe { UserRange::new(dev, inner.clone(), max_segments)? })
+            }
+        };
         let region = Arc::pin_init(
             try_pin_init!(Self {
                 inner,
                 dmabuf,
-                attachment <- new_mutex!(Some(attachment), "p2pnic::Region::attachment"),
+                backing <- new_mutex!(Some(backing), "p2pnic::Region::backing"),
             }? Error),
             GFP_KERNEL,
         )?;
@@ -213,15 +264,34 @@ impl Region {
     /// that writes it, all. Not in the gate, as that may take long. A signal ends the wait.
     pub(crate) fn wait_for_others(&self, writes: bool) -> Result {
         let usage = if writes { Usage::Read } else { Usage::Write };
-        self.dmabuf.resv().wait_interruptible(usage, Jiffies::MAX)
+        match &self.dmabuf {
+            Some(dmabuf) => dmabuf.resv().wait_interruptible(usage, Jiffies::MAX),
+            None => Ok(()),
+        }
     }
 
-    /// Maps the dma-buf and gives the device its addresses, unless it has them.
+    /// Maps it and gives the device its addresses, unless it has them.
     pub(crate) fn map(&self, dev: &Device<Bound>, max_segments: u32) -> Result {
-        let attachment = self.attachment.lock();
-        let Some(attachment) = attachment.as_ref() else {
+        let backing = self.backing.lock();
+        // It may have been asked for before it ended.
+        if !self.info().exists {
             return Ok(());
+        }
+        let result = match backing.as_ref() {
+            Some(Backing::DmaBuf(attachment)) => self.map_dmabuf(attachment, dev, max_segments),
+            Some(Backing::User(range)) => range.map(),
+            None => return Ok(()),
         };
+        self.inner.info.lock().last_error = result.map_or_else(errno, |()| 0);
+        result
+    }
+
+    fn map_dmabuf(
+        &self,
+        attachment: &Attachment<Callbacks>,
+        dev: &Device<Bound>,
+        max_segments: u32,
+    ) -> Result {
         let guard = attachment.dmabuf().resv().lock();
         // The event can be older than the mapping that is in force, or than the region's end.
         let info = self.info();
@@ -234,7 +304,6 @@ impl Region {
         if result.is_err() {
             attachment.unmap(guard.held())?;
         }
-        self.inner.info.lock().last_error = result.map_or_else(errno, |()| 0);
         result
     }
 
@@ -244,11 +313,11 @@ impl Region {
         self.inner.destroy();
     }
 
-    /// Ends all use of the dma-buf.
+    /// Ends all use of what it is a range of.
     pub(crate) fn destroy(&self) {
         self.inner.destroy();
-        let attachment = self.attachment.lock().take();
-        drop(attachment);
+        let backing = self.backing.lock().take();
+        drop(backing);
     }
 }
 

@@ -100,6 +100,41 @@ struct p2pnic_reg_region {
 };
 
 /**
+ * struct p2pnic_reg_user - make a range of user addresses a memory region
+ *
+ * The range may show ordinary memory, memory of other devices whose drivers map
+ * it for the NIC, or both, in as many mappings as there are. It is mapped here,
+ * so that what cannot be is refused; no CPU needs to have touched it.
+ *
+ * It stays in the control of the process and of the drivers: whatever changes
+ * what the addresses show (munmap, mremap, madvise, a write after fork, a
+ * buffer that moves, exit) takes the mapping back, and requests that need it
+ * wait until it is mapped again. So the region is of the addresses, of the
+ * process that registered it, and not of the memory. If it cannot be mapped
+ * again it is revoked, as in struct p2pnic_reg_region; EFAULT and ESRCH (the
+ * process has ended) are for good as well.
+ *
+ * EINVAL: address or size is not a multiple of 4096, size is 0, or the range
+ * is past the end of the address space; unknown access. EFAULT: nothing is
+ * mapped at some of the addresses. EACCES: they, or their driver, do not allow
+ * writing, or reading. EOPNOTSUPP: some are of a device whose driver does not
+ * map them for others. EIO: the NIC cannot reach the memory. E2BIG: it lies in
+ * too many pieces. EBUSY: it changes too fast. ENOMEM: or the range is too
+ * large. ENOSPC: no region is left, or the driver has no room for the NIC.
+ * Other errors of the driver of the memory: EPERM, EXDEV, EAGAIN, ENODEV.
+ */
+struct p2pnic_reg_user {
+	/** @address: in: first user address */
+	__u64 address;
+	/** @size: in: bytes */
+	__u64 size;
+	/** @access: in: any of P2PNIC_ACCESS_* */
+	__u32 access;
+	/** @key: out: names the region in requests, here and at the other end */
+	__u32 key;
+};
+
+/**
  * struct p2pnic_dereg_region - destroy a region
  *
  * Returns when no DMA of it is in flight. Requests that were waiting for it
@@ -306,6 +341,7 @@ enum {
 	P2PNIC_IOCTL_POST_SEND = _IOW('N', 0xc7, struct p2pnic_post_send),
 	P2PNIC_IOCTL_POST_RECV = _IOW('N', 0xc8, struct p2pnic_post_recv),
 	P2PNIC_IOCTL_POLL = _IOWR('N', 0xc9, struct p2pnic_poll),
+	P2PNIC_IOCTL_REG_USER = _IOWR('N', 0xca, struct p2pnic_reg_user),
 };
 
 #endif /* _UAPI_LINUX_P2PNIC_H */

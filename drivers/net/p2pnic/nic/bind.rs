@@ -15,7 +15,8 @@ use crate::{
     },
     region::{
         self,
-        Region, //
+        Region,
+        Source, //
     },
     regs::{
         self,
@@ -29,19 +30,15 @@ use kernel::{
         Bound,
         Device, //
     },
-    dma_buf::DmaBuf,
     io::{
         register::Array,
         Io, //
     },
     prelude::*,
-    sync::{
-        aref::ARef,
-        Arc, //
-    }, //
+    sync::Arc, //
 };
 
-/// A range of a dma-buf and what may be done with it.
+/// A range of a dma-buf, or of user addresses, and what may be done with it.
 #[derive(Clone, Copy)]
 pub(crate) struct Range {
     pub(crate) access: u32,
@@ -90,11 +87,11 @@ impl Bind<'_> {
         Ok(self.bar()?.try_read(location)?.into())
     }
 
-    /// Makes a region. `ENOSPC`: none is left. Other errors are the exporter's.
+    /// Makes a region, which is not mapped. `ENOSPC`: none is left. Other errors are the exporter's.
     pub(crate) fn create_region(
         &self,
         owner: u64,
-        dmabuf: ARef<DmaBuf>,
+        source: Source,
         range: Range,
     ) -> Result<Arc<Region>> {
         // The other end may still use a key that is no longer.
@@ -109,7 +106,8 @@ impl Bind<'_> {
                     offset: range.offset,
                     size: range.size,
                 };
-                Region::new(self.device(), self.mailbox.clone(), dmabuf, shape)
+                let (mailbox, segments) = (self.mailbox.clone(), self.limits().segments);
+                Region::new(self.device(), mailbox, source, shape, segments)
             });
         let mut regions = self.regions.lock();
         match &region {

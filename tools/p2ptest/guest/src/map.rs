@@ -3,12 +3,19 @@
 //! are volatile and bounds checked. An access may raise SIGBUS; use
 //! [`crate::igt::fork`] where that is the question.
 
+use crate::must;
+use crate::pattern::{Pattern, assert_same};
 use nix::errno::Errno;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{
+    MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, mremap,
+    munmap,
+};
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A mapping, unmapped when dropped.
 #[derive(Debug)]
@@ -52,6 +59,130 @@ impl Mapping {
         // SAFETY: the kernel chooses a free address.
         let start = unsafe { mmap(None, size, prot, flags, file, 0)? };
         Ok(Self { start, len })
+    }
+
+    /// Memory of this process alone, of zeros, at addresses that nothing else is given, also when
+    /// the mapping is no longer: who still writes there hits nobody.
+    #[track_caller]
+    pub fn anonymous(len: usize) -> Self {
+        // Far from where the kernel puts what may be anywhere.
+        static NEXT: AtomicUsize = AtomicUsize::new(0x1000_0000_0000);
+
+        let size = NonZeroUsize::new(len).expect("not empty");
+        // There is a hole behind each.
+        let start = NEXT.fetch_add(len.next_multiple_of(4096) + (1 << 20), Ordering::Relaxed);
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
+        // SAFETY: the mapping takes no other's place.
+        let start = unsafe { mmap_anonymous(NonZeroUsize::new(start), size, prot, flags) };
+        let start = must(start, format_args!("mmap of {len:#x} bytes"));
+        Self { start, len }
+    }
+
+    /// The first `at` bytes, whole pages, and the others, as mappings of their own.
+    #[track_caller]
+    pub fn split(self, at: usize) -> (Self, Self) {
+        assert!(0 < at && at < self.len && at.is_multiple_of(4096));
+        let this = ManuallyDrop::new(self);
+        // SAFETY: within the mapping, as was just seen.
+        let middle = unsafe { this.start.byte_add(at) };
+        (
+            Self {
+                start: this.start,
+                len: at,
+            },
+            Self {
+                start: middle,
+                len: this.len - at,
+            },
+        )
+    }
+
+    /// Maps `file` from `offset`, shared, in the place of this mapping.
+    #[track_caller]
+    pub fn replaced(self, file: &impl AsFd, offset: u64) -> Self {
+        let size = NonZeroUsize::new(self.len).expect("not empty");
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        let offset = offset.try_into().expect("an offset");
+        // SAFETY: the addresses are those of a mapping that is ours, and ends here.
+        let start = unsafe { mmap(Some(self.address()), size, prot, flags, file, offset) };
+        must(start, format_args!("mmap in the place of another"));
+        self
+    }
+
+    /// Keeps the addresses, where nothing can be loaded or stored any more.
+    #[track_caller]
+    pub fn retired(self) -> Self {
+        let size = NonZeroUsize::new(self.len).expect("not empty");
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+        // SAFETY: the addresses are those of a mapping that is ours, and ends here.
+        let start =
+            unsafe { mmap_anonymous(Some(self.address()), size, ProtFlags::PROT_NONE, flags) };
+        must(start, format_args!("mmap in the place of another"));
+        self
+    }
+
+    /// Moves the mapping to other addresses, away from those of `self`.
+    #[track_caller]
+    pub fn moved(self) -> Self {
+        let target = ManuallyDrop::new(Self::anonymous(self.len));
+        let this = ManuallyDrop::new(self);
+        let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
+        // SAFETY: both ranges are those of mappings that are ours, and end here.
+        let start = unsafe { mremap(this.start, this.len, this.len, flags, Some(target.start)) };
+        Self {
+            start: must(start, format_args!("mremap")),
+            len: this.len,
+        }
+    }
+
+    /// Gives up the bytes: what is loaded next is zeros.
+    pub fn __discard(&self) -> Result<(), Errno> {
+        // SAFETY: the bytes are only accessed as ones that change at any time.
+        unsafe { madvise(self.start, self.len, MmapAdvise::MADV_DONTNEED) }
+    }
+
+    /// Gives up the bytes: what is loaded next is zeros.
+    #[track_caller]
+    pub fn discard(&self) {
+        must(self.__discard(), format_args!("MADV_DONTNEED"));
+    }
+
+    /// Only loads from now on, or stores too.
+    #[track_caller]
+    pub fn set_writable(&self, writable: bool) {
+        let mut prot = ProtFlags::PROT_READ;
+        prot.set(ProtFlags::PROT_WRITE, writable);
+        // SAFETY: the range is ours; stores that fault are the caller's affair.
+        let result = unsafe { mprotect(self.start, self.len, prot) };
+        must(result, format_args!("mprotect"));
+    }
+
+    /// The first address.
+    pub fn address(&self) -> NonZeroUsize {
+        self.start.addr()
+    }
+
+    /// Fills it with a pattern, from its start.
+    #[track_caller]
+    pub fn fill(&self, pattern: Pattern) {
+        self.write(0, &pattern.bytes(0, self.len));
+    }
+
+    /// Asserts that it holds a pattern, from its start.
+    #[track_caller]
+    pub fn assert_holds(&self, pattern: Pattern) {
+        self.assert_holds_from(0, pattern);
+    }
+
+    /// Asserts that it holds a pattern from `offset` on.
+    #[track_caller]
+    pub fn assert_holds_from(&self, offset: usize, pattern: Pattern) {
+        let mut found = vec![0; self.len - offset];
+        self.read(offset, &mut found);
+        let expected = pattern.bytes(offset as u64, found.len());
+        assert_same(&found, &expected, "mapping");
     }
 
     /// Bytes mapped.

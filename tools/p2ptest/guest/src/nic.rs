@@ -3,6 +3,7 @@
 //! when dropped.
 
 use crate::drm::PciAddress;
+use crate::map::Mapping;
 use crate::sys::uapi::*;
 use crate::{igt, must};
 use nix::errno::Errno;
@@ -39,6 +40,7 @@ macro_rules! arguments {
 arguments! {
     p2pnic_query = P2PNIC_IOCTL_QUERY,
     p2pnic_reg_region = P2PNIC_IOCTL_REG_REGION,
+    p2pnic_reg_user = P2PNIC_IOCTL_REG_USER,
     p2pnic_dereg_region = P2PNIC_IOCTL_DEREG_REGION,
     p2pnic_region_info = P2PNIC_IOCTL_REGION_INFO,
     p2pnic_create_qp = P2PNIC_IOCTL_CREATE_QP,
@@ -196,6 +198,41 @@ impl Nic {
         )
     }
 
+    /// `REG_USER`; `address` may be any number.
+    pub fn __register_user(
+        &self,
+        address: usize,
+        access: u32,
+        size: u64,
+    ) -> Result<Region<'_>, Errno> {
+        let mut arg = p2pnic_reg_user {
+            address: address as u64,
+            size,
+            access,
+            key: 0,
+        };
+        self.__ioctl(&mut arg)?;
+        Ok(Region {
+            nic: self,
+            key: arg.key,
+            size,
+        })
+    }
+
+    /// `REG_USER` of a whole mapping.
+    pub fn __register_map(&self, map: &Mapping, access: u32) -> Result<Region<'_>, Errno> {
+        self.__register_user(map.address().get(), access, map.len() as u64)
+    }
+
+    /// `REG_USER` of a whole mapping.
+    #[track_caller]
+    pub fn register_map(&self, map: &Mapping, access: u32) -> Region<'_> {
+        must(
+            self.__register_map(map, access),
+            format_args!("REG_USER of {:#x} bytes", map.len()),
+        )
+    }
+
     /// `DEREG_REGION`, by key.
     pub fn __deregister(&self, key: u32) -> Result<(), Errno> {
         self.__ioctl(&mut p2pnic_dereg_region { key, pad: 0 })
@@ -247,6 +284,11 @@ pub struct Region<'n> {
 }
 
 impl<'n> Region<'n> {
+    /// A region that another process has made with the same open file.
+    pub fn of(nic: &'n Nic, key: u32, size: u64) -> Self {
+        Self { nic, key, size }
+    }
+
     /// The open file that the region is of.
     pub fn nic(&self) -> &'n Nic {
         self.nic

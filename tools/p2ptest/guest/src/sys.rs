@@ -119,6 +119,7 @@ mod tests {
             (P2PNIC_IOCTL_POST_SEND, size_of::<p2pnic_post_send>(), 48),
             (P2PNIC_IOCTL_POST_RECV, size_of::<p2pnic_post_recv>(), 32),
             (P2PNIC_IOCTL_POLL, size_of::<p2pnic_poll>(), 32),
+            (P2PNIC_IOCTL_REG_USER, size_of::<p2pnic_reg_user>(), 24),
             (
                 P2P_IMPORTER_IOCTL_ATTACH,
                 size_of::<p2p_importer_attach>(),
@@ -173,6 +174,7 @@ mod tests {
             offset_of!(drm_p2pgpu_submit, ops),
             offset_of!(p2pnic_query, peer_read_bytes),
             offset_of!(p2pnic_reg_region, offset),
+            offset_of!(p2pnic_reg_user, size),
             offset_of!(p2pnic_region_info, maps),
             offset_of!(p2pnic_post_send, id),
             offset_of!(p2pnic_post_send, local_offset),

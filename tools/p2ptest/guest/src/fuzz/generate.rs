@@ -265,6 +265,23 @@ impl Generator {
             let (fd, access) = (Value::Step(buffer), Value::Number(7));
             let given = [("fd", fd), ("access", access), ("size", size)];
             self.call("REG_REGION", nic, &given);
+            if self.random.one_in(2) {
+                let what = self.call("GEM_MMAP_OFFSET", gpu, &[("handle", handle)]);
+                let map = Action::Map {
+                    file: gpu,
+                    what: Value::Step(what),
+                    offset: 0,
+                    len: (pages * PAGE) as usize,
+                    shared: true,
+                };
+                let map = self.push(map, Some((Name::Mapping, FileId(0))));
+                let given = [
+                    ("address", Value::Step(map)),
+                    ("access", access),
+                    ("size", size),
+                ];
+                self.call("REG_USER", nic, &given);
+            }
             let entries = Value::Number(16);
             let given = [("send_entries", entries), ("recv_entries", entries)];
             *pair = self.call("CREATE_QP", nic, &given);
@@ -443,7 +460,10 @@ impl Generator {
     fn value(&mut self, kind: Kind, file: FileId) -> Value {
         let random = &mut self.random;
         Value::Number(match kind {
-            Kind::Of(Name::Buffer) => return self.name(Name::Buffer, FileId(0)),
+            // These are the process's.
+            Kind::Of(name @ (Name::Buffer | Name::Mapping)) => {
+                return self.name(name, FileId(0));
+            }
             Kind::Of(name) => return self.name(name, file),
             Kind::Far(name) => {
                 let other = FileId(3 + random.below(2));

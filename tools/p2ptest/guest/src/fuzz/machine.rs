@@ -53,6 +53,8 @@ pub struct Machine {
     nics: Vec<PathBuf>,
     files: Vec<File>,
     made: BTreeMap<usize, Thing>,
+    /// Addresses of mappings that are no longer. The files go first: see the order of the fields.
+    retired: Vec<Mapping>,
     /// Sizes of objects, by file and handle.
     pub(super) objects: BTreeMap<(FileId, u64), u64>,
     /// Regions and queue pairs.
@@ -86,6 +88,7 @@ impl Machine {
             nics: Nic::paths()?,
             files: Vec::new(),
             made: BTreeMap::new(),
+            retired: Vec::new(),
             objects: BTreeMap::new(),
             names: BTreeSet::new(),
             lost: BTreeSet::new(),
@@ -141,6 +144,20 @@ impl Machine {
         }
     }
 
+    /// The address of a mapping that has so many bytes, or one where nothing is. What else is
+    /// mapped here is not for NICs to write.
+    fn address(&self, value: Value, size: u64) -> u64 {
+        match value {
+            Value::Step(step) => match self.made.get(&step) {
+                Some(Thing::Mapping(mapping)) if size <= mapping.len() as u64 => {
+                    mapping.address().get() as u64
+                }
+                _ => 0,
+            },
+            Value::Number(number) => number % PAGE,
+        }
+    }
+
     /// Does a step.
     ///
     /// # Errors
@@ -186,9 +203,11 @@ impl Machine {
             } => Ok(self.map(at, *file, *what, *offset, *len, *shared)),
             Action::Unmap { mapping } => {
                 if let Value::Step(step) = mapping
-                    && matches!(self.made.get(step), Some(Thing::Mapping(_)))
+                    && let Some(Thing::Mapping(_)) = self.made.get(step)
+                    && let Some(Thing::Mapping(mapping)) = self.made.remove(step)
                 {
-                    self.made.remove(step);
+                    // A NIC may still have the addresses: nothing of ours comes there.
+                    self.retired.push(mapping.retired());
                 }
                 Ok(Ok(()))
             }
@@ -244,6 +263,12 @@ impl Machine {
             .map(|(field, value)| match field.kind {
                 Kind::Of(Name::Buffer) => self.descriptor(*value) as u64,
                 Kind::Elements if *value == Value::Number(1) => elements_at,
+                Kind::Of(Name::Mapping) => {
+                    let size = call
+                        .field("size")
+                        .map_or(0, |(index, _)| self.number(values[index]));
+                    self.address(*value, size)
+                }
                 Kind::Array => match value {
                     // Room for all, nothing, or nobody's.
                     Value::Number(1) => array,
@@ -332,6 +357,10 @@ impl Machine {
                     true
                 }
                 Kind::Of(Name::Handle) => self.objects.contains_key(&(file, number)),
+                Kind::Of(Name::Mapping) => self.made.values().any(|thing| match thing {
+                    Thing::Mapping(mapping) => mapping.address().get() as u64 == number,
+                    _ => false,
+                }),
                 Kind::Of(Name::Buffer) => self.buffers.contains_key(&(number as u32).cast_signed()),
                 Kind::Of(name) => self.names.contains(&(name, file, number)),
                 _ => true,

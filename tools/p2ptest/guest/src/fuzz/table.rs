@@ -184,7 +184,7 @@ use Kind::{
     Array, Capacity, Count, Elements, Entries, Far, Flags, Free, Made, Of, Offset, OneOf, Out,
     Size, Usually, Wait, Zero,
 };
-use Name::{Buffer, Context, Handle, Key, Pair, Place};
+use Name::{Buffer, Context, Handle, Key, Mapping, Pair, Place};
 
 /// The flags of a new object, and an unknown one.
 const CREATE_FLAGS: u32 = P2PGPU_CREATE_EVICTABLE | 1 << 1;
@@ -311,6 +311,12 @@ pub const CALLS: &[Call] = &[
         qp: Of(Pair), capacity: Capacity, timeout_ns: Wait, completions: Array, count: Out,
         pad: Zero,
     } errors ENOENT EINVAL ETIMEDOUT; ranges),
+    call!(Nic P2PNIC_IOCTL_REG_USER(p2pnic_reg_user) {
+        address: Of(Mapping), size: Size,
+        access: Flags(P2PNIC_ACCESS_LOCAL_WRITE | P2PNIC_ACCESS_REMOTE_READ
+            | P2PNIC_ACCESS_REMOTE_WRITE),
+        key: Made(Key),
+    } errors EINVAL EFAULT EACCES EOPNOTSUPP EIO E2BIG EBUSY ENOSPC EPERM EXDEV EAGAIN; ranges),
 ];
 
 #[cfg(test)]

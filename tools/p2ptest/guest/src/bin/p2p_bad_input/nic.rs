@@ -335,6 +335,7 @@ pub fn bad_nic_pointer() {
         P2PNIC_IOCTL_POST_SEND,
         P2PNIC_IOCTL_POST_RECV,
         P2PNIC_IOCTL_POLL,
+        P2PNIC_IOCTL_REG_USER,
     ];
     for request in requests {
         // SAFETY: this process has no memory there.
@@ -347,7 +348,7 @@ pub fn bad_nic_ioctl() {
     let nic = Nic::open(0);
     let requests = [
         // The number after the last one; another type; another size.
-        (P2PNIC_IOCTL_POLL & !0xff) | 0xca,
+        (P2PNIC_IOCTL_POLL & !0xff) | 0xcb,
         P2PNIC_IOCTL_QUERY ^ 0xff00,
         P2PNIC_IOCTL_QUERY ^ 0x0008_0000,
         0,

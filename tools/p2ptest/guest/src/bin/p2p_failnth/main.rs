@@ -77,6 +77,8 @@ const SUBTESTS: &[Subtest] = subtests![
     nic_query,
     /// REG_REGION: attaching to a dma-buf.
     register,
+    /// REG_USER: mapping an object, in both placements, and ordinary memory.
+    register_user,
     /// DEREG_REGION: the region is gone, or still there.
     deregister,
     /// REGION_INFO.
@@ -469,6 +471,24 @@ fn register() {
             |()| rig.nic[0].__register(exported.fd.as_raw_fd(), ACCESS_ALL, 0, SIZE),
         );
     }
+}
+
+fn register_user() {
+    let rig = Rig::open();
+    for placement in Placement::ALL {
+        let mapped = || {
+            let bo = rig.gpu[0].create(SIZE, placement);
+            bo.set_exportable(true);
+            (bo.map(), bo)
+        };
+        exhaust(&format!("REG_USER of {placement:?}"), mapped, |(map, _)| {
+            rig.nic[0].__register_map(map, ACCESS_ALL)
+        });
+    }
+    let memory = || Mapping::anonymous(SIZE as usize);
+    exhaust("REG_USER of memory", memory, |map| {
+        rig.nic[0].__register_map(map, ACCESS_ALL)
+    });
 }
 
 fn deregister() {
