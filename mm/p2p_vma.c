@@ -212,6 +212,21 @@ static bool p2p_vma_stop(struct p2p_vma_region *region)
 	return true;
 }
 
+/*
+ * Whether the device has addresses. Waits for an invalidation that is under
+ * way: if it has none, it has stopped, and what was mapped can be undone.
+ */
+static bool p2p_vma_is_published(struct p2p_vma_region *region)
+{
+	bool published;
+
+	lockdep_assert_held(&region->lock);
+	mutex_lock(&region->publish_lock);
+	published = region->published;
+	mutex_unlock(&region->publish_lock);
+	return published;
+}
+
 static bool p2p_vma_invalidate(struct mmu_interval_notifier *notifier,
 			       const struct mmu_notifier_range *range,
 			       unsigned long seq)
@@ -241,7 +256,7 @@ static void p2p_vma_unmap_work(struct work_struct *work)
 
 	mutex_lock(&region->lock);
 	/* Under the lock it is not published meanwhile. */
-	if (!READ_ONCE(region->published))
+	if (!p2p_vma_is_published(region))
 		p2p_vma_unmap_parts(region);
 	mutex_unlock(&region->lock);
 }
@@ -322,7 +337,7 @@ int p2p_vma_map(struct p2p_vma_region *region)
 	if (!mmget_not_zero(mm))
 		return -ESRCH;
 	mutex_lock(&region->lock);
-	while (!READ_ONCE(region->published)) {
+	while (!p2p_vma_is_published(region)) {
 		/* What was invalidated, or has just failed. */
 		p2p_vma_unmap_parts(region);
 		if (fatal_signal_pending(current))
