@@ -13,6 +13,7 @@ pub mod debugfs;
 pub mod dmabuf;
 pub mod drm;
 pub mod failnth;
+pub mod flight;
 pub mod foreign;
 pub mod fuzz;
 pub mod gpu;

@@ -4,16 +4,15 @@
 
 use nix::errno::Errno;
 use p2pguest::binding::wait_until;
+use p2pguest::flight::{SlowAccesses, moved};
 use p2pguest::gpu::{Bo, Placement};
-use p2pguest::host;
 use p2pguest::igt::{self, Subtest};
-use p2pguest::nic::{ACCESS_ALL, Nic, TIMEOUT};
+use p2pguest::nic::{ACCESS_ALL, TIMEOUT};
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{Registered, Rig, Wire, request};
 use p2pguest::sys::uapi::*;
 use p2pguest::topology::Topology;
 use p2pguest::{refused, subtests};
-use serde_json::json;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -109,40 +108,6 @@ const MAX_ROUNDS: u64 = 200;
 const MEETINGS: u64 = 3;
 /// Rounds where there is no peer-to-peer route.
 const ROUNDS_WITHOUT_ROUTE: u64 = 10;
-
-/// The next accesses of both NICs take a moment each, however fast the machine is, so that what
-/// follows meets one in flight. Without a harness they are as they are.
-struct SlowAccesses;
-
-impl SlowAccesses {
-    const COUNT: u32 = 8;
-
-    fn new() -> Self {
-        Self::set(Self::COUNT);
-        Self
-    }
-
-    fn set(count: u32) {
-        for nic in ["nic0", "nic1"] {
-            let rule =
-                json!({"cmd": "inject", "what": "delay-chunk", "count": count, "micros": 20_000});
-            let _ = host::__control(nic, rule);
-        }
-    }
-}
-
-impl Drop for SlowAccesses {
-    fn drop(&mut self) {
-        Self::set(0);
-    }
-}
-
-/// Bytes that a NIC has read from and written to its regions so far.
-#[track_caller]
-fn moved(nic: &Nic) -> u64 {
-    let found = nic.query();
-    found.peer_read_bytes + found.peer_write_bytes + found.ram_read_bytes + found.ram_write_bytes
-}
 
 /// Transfers again and again, doing something meanwhile, when NIC `end` has begun with
 /// its part, until enough invalidations met a transfer in flight; verifies each round's

@@ -42,12 +42,13 @@ const EXIT_SKIP: i32 = 77;
 const EXIT_FAIL: i32 = 98;
 
 /// The programs whose subject depends on the route between devices.
-const ROUTED: [&str; 5] = [
+const ROUTED: [&str; 6] = [
     "p2p_contract",
     "p2p_export",
     "p2p_gpus",
     "p2p_invalidate",
     "p2p_nic",
+    "p2p_vma",
 ];
 /// Those that test the IOMMU, and run behind it only. All others see the same in all
 /// topologies, and run behind the switch.

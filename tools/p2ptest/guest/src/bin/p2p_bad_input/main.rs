@@ -56,6 +56,8 @@ const SUBTESTS: &[Subtest] = subtests![
     bad_register_range,
     /// REG_REGION with unknown access, padding: EINVAL.
     bad_register_fields,
+    /// REG_USER of empty, unaligned and overflowing ranges, with unknown access: EINVAL.
+    bad_register_user,
     /// DEREG_REGION of a wrong key, twice, with padding: ENOENT, EINVAL.
     bad_deregister,
     /// REGION_INFO of a wrong key, of one that is gone, of another NIC's: ENOENT.

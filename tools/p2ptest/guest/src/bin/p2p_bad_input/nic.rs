@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::libc;
 use p2pguest::gpu::Placement;
 use p2pguest::igt;
+use p2pguest::map::Mapping;
 use p2pguest::nic::{ACCESS_ALL, Argument, Nic};
 use p2pguest::rig::Rig;
 use p2pguest::sys::uapi::*;
@@ -102,6 +103,42 @@ pub fn bad_register_fields() {
     ];
     all_refused(&rig.nic[0], Errno::EINVAL, bad);
     assert_eq!(exported.bo.info().importers, 0);
+}
+
+pub fn bad_register_user() {
+    let nic = Nic::open(0);
+    let map = Mapping::anonymous(4 * 4096);
+    let start = map.address().get();
+    let bad = [
+        (start, 0),
+        (start, 1),
+        (start, 4095),
+        (start, 4097),
+        (start + 1, 4096),
+        (start + 8, 4088),
+        (start, 1 << 63),
+        (start, 4096_u64.wrapping_neg()),
+        (usize::MAX - 4095, 4096),
+        (usize::MAX - 4095, 2 * 4096),
+        (1 << 63, 4096),
+        (0, 1 << 63),
+    ];
+    for (address, size) in bad {
+        let result = nic
+            .__register_user(address, 0, size)
+            .map(|region| region.key);
+        assert_eq!(
+            result,
+            Err(Errno::EINVAL),
+            "{size:#x} bytes at {address:#x}"
+        );
+    }
+    for access in [8, 1 << 31, u32::MAX] {
+        refused(nic.__register_map(&map, access), Errno::EINVAL);
+    }
+    // No memory for lists of so many pages, but it is not malformed.
+    refused(nic.__register_user(0, 0, 1 << 46), Errno::ENOMEM);
+    assert_eq!(nic.query().regions, 0, "a refused call left a region");
 }
 
 pub fn bad_deregister() {
