@@ -110,7 +110,10 @@ impl<'a> Request<'a> {
         if !ranges.is_of(provider) {
             return Err(EINVAL);
         }
-        let pairs = ranges.as_slice().iter().map(|range| (range.paddr, range.len));
+        let pairs = ranges
+            .as_slice()
+            .iter()
+            .map(|range| (range.paddr, range.len));
         match provider.route(self.importer()) {
             Route::None => Err(EXDEV),
             Route::Switch => {
