@@ -9,7 +9,7 @@ use p2pguest::importer::{Attach, Direction, Importer};
 use p2pguest::memory::{self, aperture};
 use p2pguest::nic::ACCESS_ALL;
 use p2pguest::pattern::{Pattern, assert_same};
-use p2pguest::rig::{Registered, Rig};
+use p2pguest::rig::{Exported, Registered, Rig};
 use p2pguest::stray::{self, Log, Stray, refusal_line};
 use p2pguest::subtests;
 use p2pguest::sys::uapi::*;
@@ -42,6 +42,9 @@ const SUBTESTS: &[Subtest] = subtests![
     address_of_another_nic_is_refused,
     /// The physical address of a page of the BAR is refused, exported or not.
     physical_address_is_refused,
+    /// Of an object that peers may only read, a NIC can read by its addresses, and
+    /// not write, whatever it tries: it is the IOMMU that refuses.
+    read_only_is_enforced,
     /// What lies behind the end of what a NIC holds is refused.
     past_the_end_is_refused,
     /// A mapping that fails half-way gives back the addresses that it was to have.
@@ -236,6 +239,28 @@ fn write_after_move_is_refused() {
 fn write_after_unflag_is_refused() {
     let rig = rig();
     assert_dead_after(&rig, true, |held| held.bo.set_exportable(false));
+}
+
+fn read_only_is_enforced() {
+    let rig = rig();
+    for placement in [Placement::Vram, Placement::System] {
+        let Exported { bo, fd } = rig.export(1, 4 * PAGE, placement);
+        bo.fill(Pattern(9));
+        bo.set_peer(P2PGPU_PEER_EXPORTABLE | P2PGPU_PEER_READ_ONLY);
+        let region = rig.nic[1].register(&fd, P2PNIC_ACCESS_REMOTE_READ, bo.size);
+        rig.touch_region(1, &region);
+        let (start, _) = stray::segments(1, region.key)[0];
+        let expected = bo.download(0, 8);
+        let read = stray::read(1, start, 8);
+        match placement {
+            Placement::Vram => assert_eq!(read, Stray::Peer(expected)),
+            Placement::System => assert_eq!(read, Stray::Ram(expected)),
+        }
+        // The machine knows the address as one to read, so that nothing is logged.
+        assert_refused(true, start);
+        assert_refused(true, start + 4 * PAGE - 8);
+        bo.assert_holds(Pattern(9));
+    }
 }
 
 fn address_of_another_nic_is_refused() {
