@@ -25,6 +25,7 @@ use crate::{
         from_err_ptr,
         to_result, //
     },
+    mm::virt::VmaNew,
     prelude::*,
     sync::aref::{
         ARef,
@@ -109,6 +110,15 @@ impl DmaBuf {
         // The descriptor has the reference now.
         let _ = ARef::into_raw(this);
         Ok(fd)
+    }
+
+    /// Shows the buffer in a mapping that somebody makes, of a driver's own file for example: from
+    /// its start on. The mapping is the buffer's from then on; the driver does not change it.
+    ///
+    /// `EINVAL`: the mapping is longer than the buffer. Errors of the exporter.
+    pub fn mmap(&self, vma: &VmaNew) -> Result {
+        // SAFETY: `self` is valid, and nobody else has the mapping yet.
+        to_result(unsafe { bindings::dma_buf_mmap(self.as_raw(), vma.as_ptr(), 0) })
     }
 
     /// Size in bytes; it never changes.
