@@ -54,15 +54,16 @@ pub struct Built<'a> {
 }
 
 /// The drivers' modules.
-const MODULES: [&str; 2] = ["p2pgpu", "p2pnic"];
+const MODULES: [&str; 3] = ["p2pgpu", "p2pnic", "rust_p2p_simple"];
 
 /// Crates of the kernel that hold code of ours.
-const CRATES: [&str; 5] = [
+const CRATES: [&str; 6] = [
     "rust/kernel",
     "drivers/dma-buf/p2p_importer_test/p2p_importer_test",
     "drivers/gpu/drm/p2pgpu/bench/p2pgpu_bench_main",
     "drivers/gpu/drm/p2pgpu/p2pgpu_main",
     "drivers/net/p2pnic/p2pnic",
+    "samples/rust/rust_p2p_simple",
 ];
 
 /// All checks that this checkout has something for.
