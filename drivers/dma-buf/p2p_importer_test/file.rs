@@ -3,6 +3,7 @@
 //! Open files of `/dev/p2p_importer_test`: one importer each.
 
 use crate::{
+    addresses::Addresses,
     importer::{
         Answer,
         Importer,
@@ -40,6 +41,9 @@ pub(crate) struct OpenFile {
     /// Taken for a moment only, but by who attaches: nobody else waits for what that waits for.
     #[pin]
     importer: Mutex<Option<Arc<Importer>>>,
+    /// Taken for a moment only.
+    #[pin]
+    addresses: Mutex<Option<Arc<Addresses>>>,
 }
 
 #[vtable]
@@ -50,6 +54,7 @@ impl MiscDevice for OpenFile {
         KBox::try_pin_init(
             try_pin_init!(Self {
                 importer <- new_mutex!(None, "p2p_importer_test::importer"),
+                addresses <- new_mutex!(None, "p2p_importer_test::addresses"),
             }),
             GFP_KERNEL,
         )
@@ -78,6 +83,14 @@ impl MiscDevice for OpenFile {
             uapi::P2P_IMPORTER_IOCTL_VREAD => vread(&*this.importer()?, arg),
             uapi::P2P_IMPORTER_IOCTL_VWRITE => vwrite(&*this.importer()?, arg),
             uapi::P2P_IMPORTER_IOCTL_START_ACCESS => this.importer()?.start_access(),
+            uapi::P2P_IMPORTER_IOCTL_REGISTER => this.register(arg),
+            uapi::P2P_IMPORTER_IOCTL_UNREGISTER => this.unregister(),
+            uapi::P2P_IMPORTER_IOCTL_MAP_REGION => this.addresses()?.map(),
+            uapi::P2P_IMPORTER_IOCTL_UNMAP_REGION => {
+                this.addresses()?.unmap();
+                Ok(())
+            }
+            uapi::P2P_IMPORTER_IOCTL_REGION => region(&*this.addresses()?, arg),
             _ => return Err(ENOTTY),
         }?;
         Ok(0)
@@ -143,6 +156,27 @@ impl OpenFile {
         Ok(())
     }
 
+    fn addresses(&self) -> Result<Arc<Addresses>> {
+        self.addresses.lock().clone().ok_or(ENOTCONN)
+    }
+
+    fn register(&self, arg: UserPtr) -> Result {
+        // What is not stored ends only when the lock is not held.
+        let addresses = Arc::new(Addresses::new(&ioctl::read(arg)?)?, GFP_KERNEL)?;
+        let mut slot = self.addresses.lock();
+        if slot.is_some() {
+            return Err(EISCONN);
+        }
+        *slot = Some(addresses);
+        Ok(())
+    }
+
+    fn unregister(&self) -> Result {
+        let addresses = self.addresses.lock().take().ok_or(ENOTCONN)?;
+        drop(addresses);
+        Ok(())
+    }
+
     fn detach(&self) -> Result {
         let importer = self.importer.lock().take().ok_or(ENOTCONN)?;
         importer.close();
@@ -185,18 +219,34 @@ fn ranges(importer: &Importer, arg: UserPtr) -> Result {
         return Err(EINVAL);
     }
     let list = importer.ranges(usize::try_from(args.index)?)?;
-    let capacity = usize::try_from(args.capacity)?;
+    write_ranges(&list, args.ranges, args.capacity)?;
+    args.count = u32::try_from(list.len())?;
+    ioctl::write(arg, &args)
+}
+
+/// Writes as many ranges as there is room for.
+fn write_ranges(list: &[ioctl::Range], to: u64, capacity: u32) -> Result {
+    let capacity = usize::try_from(capacity)?;
     let space = list
         .len()
         .min(capacity)
         .checked_mul(size_of::<ioctl::Range>())
         .ok_or(EINVAL)?;
-    let out = UserPtr::from_addr(usize::try_from(args.ranges)?);
-    let mut out = UserSlice::new(out, space).writer();
+    let to = UserPtr::from_addr(usize::try_from(to)?);
+    let mut to = UserSlice::new(to, space).writer();
     for range in list.iter().take(capacity) {
-        out.write(range)?;
+        to.write(range)?;
     }
+    Ok(())
+}
+
+fn region(addresses: &Addresses, arg: UserPtr) -> Result {
+    let mut args: ioctl::Region = ioctl::read(arg)?;
+    let (list, maps, invalidations) = addresses.info()?;
+    write_ranges(&list, args.pages, args.capacity)?;
     args.count = u32::try_from(list.len())?;
+    args.maps = maps;
+    args.invalidations = invalidations;
     ioctl::write(arg, &args)
 }
 

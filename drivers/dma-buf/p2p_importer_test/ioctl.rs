@@ -32,3 +32,10 @@ ioctl_argument!(Info, uapi::p2p_importer_info, [
 ]);
 ioctl_argument!(Sample, uapi::p2p_importer_sample, [map_ns: u64, unmap_ns: u64]);
 ioctl_argument!(Time, uapi::p2p_importer_time, [direction: u32, count: u32, samples: u64]);
+ioctl_argument!(Register, uapi::p2p_importer_register, [
+    start: u64, length: u64, flags: u32,
+    pci_domain: u32, pci_bus: u32, pci_device: u32, pci_function: u32, pad: u32,
+]);
+ioctl_argument!(Region, uapi::p2p_importer_region, [
+    pages: u64, capacity: u32, count: u32, maps: u32, invalidations: u32,
+]);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Importers of dma-bufs that behave as a test wants: what a test of an exporter drives, by the
-//! ioctls that `include/uapi/linux/p2p_importer_test.h` describes.
+//! Importers of dma-bufs, and of user addresses, that behave as a test wants: what a test of an
+//! exporter drives, by the ioctls that `include/uapi/linux/p2p_importer_test.h` describes.
 //!
 //! # Lock order
 //!
@@ -19,6 +19,7 @@ use kernel::{
     InPlaceModule, //
 };
 
+mod addresses;
 mod file;
 mod importer;
 mod ioctl;

@@ -3,11 +3,12 @@
  * Userspace interface of /dev/p2p_importer_test: importers of dma-bufs that
  * behave as a test wants, for exporters to be tested against.
  *
- * An open file is one importer. All structures are the same for 32 and 64 bit
- * processes. Padding that is not zero is refused with EINVAL. Errors that
- * every ioctl can return: EFAULT (the argument is not readable or writable),
- * ENOMEM, EINTR (a signal arrived), ENOTTY (no such ioctl); all but ATTACH:
- * ENOTCONN (the file is not attached to a dma-buf).
+ * An open file is one importer, of a dma-buf, or of a range of user addresses, or
+ * of one of each. All structures are the same for 32 and 64 bit processes.
+ * Padding that is not zero is refused with EINVAL. Errors that every ioctl can
+ * return: EFAULT (the argument is not readable or writable), ENOMEM, EINTR (a
+ * signal arrived), ENOTTY (no such ioctl); all but ATTACH and REGISTER: ENOTCONN
+ * (the file is not attached to a dma-buf; of what is for regions: it has none).
  */
 #ifndef _UAPI_LINUX_P2P_IMPORTER_TEST_H
 #define _UAPI_LINUX_P2P_IMPORTER_TEST_H
@@ -219,6 +220,60 @@ struct p2p_importer_info {
 	__u64 remap_ns;
 };
 
+/* The device will write. */
+#define P2P_IMPORTER_WRITE		(1 << 0)
+
+#define P2P_IMPORTER_MAX_LENGTH		(1 << 30)
+
+/**
+ * struct p2p_importer_register - become an importer of a range of user addresses
+ *
+ * Of the calling process, whose memory may be there or not. It is mapped by
+ * MAP_REGION, and taken back by whatever changes the range.
+ *
+ * EINVAL: unknown flag; the range is empty, not of whole pages, longer than
+ * P2P_IMPORTER_MAX_LENGTH, or past the end of the address space; a malformed PCI
+ * address. EISCONN: the file has a range already. ENXIO: no PCI device at the
+ * address.
+ */
+struct p2p_importer_register {
+	/** @start: in: first address */
+	__u64 start;
+	/** @length: in: bytes */
+	__u64 length;
+	/** @flags: in: P2P_IMPORTER_WRITE or 0 */
+	__u32 flags;
+	/** @pci_domain: in: the device for which to import */
+	__u32 pci_domain;
+	/** @pci_bus: in */
+	__u32 pci_bus;
+	/** @pci_device: in */
+	__u32 pci_device;
+	/** @pci_function: in */
+	__u32 pci_function;
+	/** @pad: 0 */
+	__u32 pad;
+};
+
+/**
+ * struct p2p_importer_region - what the device has of the range
+ */
+struct p2p_importer_region {
+	/** @pages: in: pointer to an array of struct p2p_importer_range */
+	__u64 pages;
+	/** @capacity: in: entries that @pages has room for */
+	__u32 capacity;
+	/**
+	 * @count: out: pages that are mapped now, all or none; no more than
+	 * @capacity are written, one an entry
+	 */
+	__u32 count;
+	/** @maps: out: times that the range was mapped */
+	__u32 maps;
+	/** @invalidations: out: times that it was taken back, or unmapped */
+	__u32 invalidations;
+};
+
 /* An enum, so that Rust's bindgen evaluates the values. */
 enum {
 	P2P_IMPORTER_IOCTL_ATTACH = _IOW('I', 0xc0, struct p2p_importer_attach),
@@ -249,6 +304,13 @@ enum {
 	P2P_IMPORTER_IOCTL_VUNMAP = _IO('I', 0xcc),
 	P2P_IMPORTER_IOCTL_VREAD = _IOW('I', 0xcd, struct p2p_importer_access),
 	P2P_IMPORTER_IOCTL_VWRITE = _IOW('I', 0xce, struct p2p_importer_access),
+	P2P_IMPORTER_IOCTL_REGISTER = _IOW('I', 0xcf, struct p2p_importer_register),
+	/* Ends the mapping and the use of the range. */
+	P2P_IMPORTER_IOCTL_UNREGISTER = _IO('I', 0xd0),
+	/* Nothing if it is mapped. Errors of p2p_vma_map() and of exporters. */
+	P2P_IMPORTER_IOCTL_MAP_REGION = _IO('I', 0xd1),
+	P2P_IMPORTER_IOCTL_UNMAP_REGION = _IO('I', 0xd2),
+	P2P_IMPORTER_IOCTL_REGION = _IOWR('I', 0xd3, struct p2p_importer_region),
 };
 
 #endif /* _UAPI_LINUX_P2P_IMPORTER_TEST_H */

@@ -7,6 +7,7 @@
 // `__foo()` beside `foo()` is the convention here, not an unused binding.
 #![allow(clippy::used_underscore_items)]
 
+pub mod addresses;
 pub mod binding;
 pub mod cgroup;
 pub mod debugfs;

@@ -145,6 +145,16 @@ mod tests {
                 size_of::<p2p_importer_access>(),
                 24,
             ),
+            (
+                P2P_IMPORTER_IOCTL_REGISTER,
+                size_of::<p2p_importer_register>(),
+                40,
+            ),
+            (
+                P2P_IMPORTER_IOCTL_REGION,
+                size_of::<p2p_importer_region>(),
+                24,
+            ),
         ];
         for (request, size, fixed) in table {
             assert_eq!(size, fixed, "ioctl {request:#x}: size of its structure");
