@@ -14,6 +14,12 @@ use crate::context::{AccelChoice, Context, Topology};
 use crate::stop;
 
 const PROGRAM: &str = "qemu-system-x86_64";
+/// A stock device whose BAR 2 is memory, behind a port of its own after the models'. Its
+/// memory is not sealed, so that the models reach it as a BAR, and not as the guest's.
+const SIMPLE: [&str; 2] = [
+    "memory-backend-memfd,id=simple-memory,size=4M,share=on,seal=off",
+    "ivshmem-plain,id=simple,memdev=simple-memory",
+];
 /// A guest without a root file system panics and ends within a second or two.
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
@@ -214,7 +220,7 @@ impl Guest {
             Topology::Switch => {
                 push(&["-device", "pcie-root-port,id=root,chassis=1"]);
                 push(&["-device", "x3130-upstream,id=up,bus=root"]);
-                for (i, _) in self.devices.iter().enumerate() {
+                for i in 0..=self.devices.len() {
                     let port = format!("xio3130-downstream,id=port{i},bus=up,chassis={}", i + 2);
                     push(&["-device", &port]);
                 }
@@ -225,7 +231,7 @@ impl Guest {
                     // the models, which reach guest memory through them.
                     push(&["-device", "intel-iommu,caching-mode=on"]);
                 }
-                for (i, _) in self.devices.iter().enumerate() {
+                for i in 0..=self.devices.len() {
                     let port = format!("pcie-root-port,id=port{i},chassis={0},slot={0}", i + 1);
                     push(&["-device", &port]);
                 }
@@ -236,6 +242,9 @@ impl Guest {
                 push(&["-device", &device.to_string()]);
             }
         }
+        let [memory, simple] = SIMPLE;
+        let simple = format!("{simple},bus=port{}", self.devices.len());
+        push(&["-object", memory, "-device", &simple]);
         args
     }
 }
@@ -331,6 +340,8 @@ mod tests {
             let line = line(topology);
             assert!(line.contains(r#""bus":"port1""#) && line.contains(r#""path":"/s1""#));
             assert!(line.contains("-qmp unix:/q,server=on,wait=off"));
+            assert!(line.contains("ivshmem-plain,id=simple,memdev=simple-memory,bus=port2"));
+            assert!(line.contains("id=port2,"));
         }
     }
 
