@@ -28,6 +28,7 @@ pub mod pattern;
 pub mod rig;
 pub mod setting;
 pub mod shared;
+pub mod simple;
 pub mod stray;
 pub mod submit;
 pub mod swsync;

@@ -30,29 +30,33 @@ const LIST_LIMIT: Duration = Duration::from_secs(30);
 const MAX_DEAD_BOOTS: usize = 2;
 /// What runs on the debug kernel in every run, in mapped mode: the programs that
 /// map, move and revoke most, and those with subtests that need it.
-const DEBUG_PART: [(&str, Topology); 5] = [
+const DEBUG_PART: [(&str, Topology); 6] = [
     ("p2p_export", Topology::Switch),
     ("p2p_failnth", Topology::Switch),
     ("p2p_invalidate", Topology::Switch),
     ("p2p_iommu", Topology::Iommu),
     ("p2p_remove", Topology::Switch),
+    ("p2p_simple", Topology::Switch),
 ];
 /// IGT's exit codes.
 const EXIT_SKIP: i32 = 77;
 const EXIT_FAIL: i32 = 98;
 
 /// The programs whose subject depends on the route between devices.
-const ROUTED: [&str; 6] = [
+const ROUTED: [&str; 7] = [
     "p2p_contract",
     "p2p_export",
     "p2p_gpus",
     "p2p_invalidate",
     "p2p_nic",
+    "p2p_simple",
     "p2p_vma",
 ];
 /// Those that test the IOMMU, and run behind it only. All others see the same in all
 /// topologies, and run behind the switch.
 const TRANSLATED: [&str; 1] = ["p2p_iommu"];
+/// Those to which the GPUs' apertures are nothing: they run in one mode.
+const MODELESS: [&str; 1] = ["p2p_simple"];
 
 /// Where tests run: a kernel, and devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,7 +110,9 @@ impl Place {
             true => topology == Topology::Iommu,
             false => topology == Topology::Switch || ROUTED.contains(&program),
         };
+        let has_mode = self.setup.mode == Mode::Mapped || !MODELESS.contains(&program);
         has_subject
+            && has_mode
             && match (self.flavour, debug) {
                 (Flavour::Release, debug) => debug != Some(true),
                 (Flavour::Debug, Some(debug)) => debug,
@@ -489,6 +495,9 @@ mod tests {
         part.push("debug-mapped".into());
         assert_eq!(places("p2p_export", None), part);
         assert_eq!(places("p2p_gem", None), ["mapped", "trapped"]);
+        let modeless = places("p2p_simple", Some(false));
+        assert_eq!(modeless.len(), Topology::ALL.len());
+        assert!(modeless.iter().all(|place| place.ends_with("mapped")));
         let translated = ["iommu-mapped", "iommu-trapped"];
         assert_eq!(places("p2p_iommu", Some(false)), translated);
         let in_part = places("p2p_iommu", None);

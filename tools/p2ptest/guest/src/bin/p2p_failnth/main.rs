@@ -5,6 +5,7 @@
 //! Needs the debug kernel.
 
 mod importer;
+mod simple;
 
 use importer::*;
 use nix::errno::Errno;
@@ -21,6 +22,7 @@ use p2pguest::submit::{Context, binary, point};
 use p2pguest::subtests;
 use p2pguest::syncobj::{PATIENCE, Syncobj};
 use p2pguest::sys::uapi::*;
+use simple::*;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
@@ -111,6 +113,12 @@ const SUBTESTS: &[Subtest] = subtests![
     let_go,
     /// What else the test importer can be asked for.
     ask_importer,
+    /// Exporting a simple device's BAR, a range and pages to come.
+    simple_export,
+    /// mmap of a simple device's file, and touching a page there.
+    simple_mmap,
+    /// Mapping pages of a simple device, by dma-buf and by address.
+    simple_map,
 ];
 
 fn main() -> ExitCode {
