@@ -145,6 +145,52 @@ pub fn mixed_range_is_mapped_by_parts() {
     assert_eq!((all.load(bytes(3)), all.load(bytes(1))), (mark, mark));
 }
 
+pub fn nic_writes_by_address() {
+    require_route();
+    let (simple, rig) = (Simple::open(), Rig::open());
+    // Pages of one that lie between those of another.
+    let (map, between) = (simple.map(16), simple.map(16));
+    for page in (0..16).rev().step_by(3) {
+        map.store(bytes(page), 1);
+        between.store(bytes(page), 1);
+    }
+    let region = rig.nic[1].register_map(&map, ACCESS_ALL);
+    let source = rig.register(0, 16 * PAGE, Placement::System);
+    source.bo.fill(Pattern(8));
+    let before = rig.nic[1].query();
+    rig.connect(4).write(&source.region, &region);
+    let after = rig.nic[1].query();
+    let written = after.peer_write_bytes - before.peer_write_bytes;
+    assert_eq!(written, 16 * PAGE, "bytes written to BARs");
+    assert_eq!(after.ram_write_bytes, before.ram_write_bytes);
+    assert_pages(&map, 0, 16, Pattern(8));
+    for page in (0..16).rev().step_by(3) {
+        assert_eq!(between.load(bytes(page)), 1, "another's page {page}");
+        assert_eq!(between.load(bytes(page) + 8), 0, "another's page {page}");
+    }
+    // The other way.
+    let sink = rig.register(0, 16 * PAGE, Placement::System);
+    let wire = rig.connect(4);
+    wire.far.post_send(write_request(&region, &sink.region));
+    wire.far.expect(P2PNIC_STATUS_OK);
+    sink.bo.assert_holds(Pattern(8));
+}
+
+pub fn munmap_ends_requests() {
+    require_route();
+    let (simple, rig) = (Simple::open(), Rig::open());
+    let map = simple.map(4);
+    let region = rig.nic[1].register_map(&map, ACCESS_ALL);
+    let source = rig.register(0, 4 * PAGE, Placement::System);
+    let wire = rig.connect(4);
+    wire.write(&source.region, &region);
+    drop(map);
+    simple.wait_free();
+    wire.near.post_send(write_request(&source.region, &region));
+    wire.near.expect(P2PNIC_STATUS_REVOKED);
+    assert_eq!(region.info().last_error, Errno::EFAULT as u32);
+}
+
 pub fn device_writes_by_address() {
     require_route();
     let (simple, rig) = (Simple::open(), Rig::open());

@@ -4,7 +4,6 @@
 use crate::*;
 use nix::errno::Errno;
 use p2pguest::addresses::Addresses;
-use p2pguest::gpu::Placement;
 use p2pguest::importer::{Answer, Direction};
 use p2pguest::refused;
 use p2pguest::stray::{self, Stray};
@@ -72,20 +71,28 @@ pub fn unbind_revokes() {
 pub fn unbind_ends_requests() {
     require_route();
     let (simple, rig) = (Simple::open(), Rig::open());
-    let fd = simple.export(0..16);
-    let region = rig.nic[1].register(&fd, ACCESS_ALL, 16 * PAGE);
+    let (fd, map) = (simple.export(0..16), simple.map(16));
+    let by_dma_buf = rig.nic[1].register(&fd, ACCESS_ALL, 16 * PAGE);
+    let by_address = rig.nic[1].register_map(&map, ACCESS_ALL);
+    let regions = [by_dma_buf, by_address];
     let source = rig.register(0, 16 * PAGE, Placement::System);
     source.bo.fill(Pattern(6));
     let wire = rig.connect(4);
-    wire.write(&source.region, &region);
-    assert_eq!(region.info().mapped, 1);
+    for region in &regions {
+        wire.write(&source.region, region);
+        assert_eq!(region.info().mapped, 1);
+    }
 
     let unbound = simple.unbind();
-    let info = region.info();
-    assert_eq!((info.mapped, info.invalidations), (0, 1));
-    wire.near.post_send(write_request(&source.region, &region));
-    wire.near.expect(P2PNIC_STATUS_REVOKED);
-    assert_eq!(region.info().last_error, Errno::ENODEV as u32);
+    for region in &regions {
+        let info = region.info();
+        assert_eq!((info.mapped, info.invalidations), (0, 1));
+        // A request that fails ends its queue pair.
+        let wire = rig.connect(4);
+        wire.near.post_send(write_request(&source.region, region));
+        wire.near.expect(P2PNIC_STATUS_REVOKED);
+        assert_eq!(region.info().last_error, Errno::ENODEV as u32);
+    }
     // Others go on.
     let sink = rig.register(1, 16 * PAGE, Placement::System);
     rig.connect(4).write(&source.region, &sink.region);

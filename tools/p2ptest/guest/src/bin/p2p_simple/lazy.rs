@@ -3,6 +3,7 @@
 
 use crate::*;
 use nix::errno::Errno;
+use p2pguest::binding::wait_until;
 use p2pguest::importer::Direction;
 use p2pguest::refused;
 
@@ -106,7 +107,7 @@ pub fn bar_is_full() {
 
     drop(held);
     let pages = || simple.used().len();
-    p2pguest::binding::wait_until("pages are free", || pages() == 4);
+    wait_until("pages are free", || pages() == 4);
     map.store(bytes(4), 4);
     another.store(0, 1);
     if Topology::current().has_route() {
@@ -139,7 +140,7 @@ pub fn mapping_of_the_file_ends() {
     assert_pages(&one, 0, 3, Pattern(1));
     assert_eq!(simple.used().len(), 6);
     drop(one);
-    p2pguest::binding::wait_until("its pages are free", || simple.used().len() == 3);
+    wait_until("its pages are free", || simple.used().len() == 3);
     assert_pages(&other, 0, 3, Pattern(2));
     drop(other);
     simple.wait_free();

@@ -10,12 +10,13 @@ mod ranges;
 
 use nix::sys::signal::Signal;
 use p2pguest::dmabuf::DmaBuf;
+use p2pguest::gpu::Placement;
 use p2pguest::igt::{self, Outcome, Subtest};
 use p2pguest::importer::{Attach, Importer};
 use p2pguest::map::Mapping;
-use p2pguest::nic::ACCESS_ALL;
+use p2pguest::nic::{ACCESS_ALL, Region};
 use p2pguest::pattern::{Pattern, assert_same};
-use p2pguest::rig::Rig;
+use p2pguest::rig::{Rig, request};
 use p2pguest::simple::{PAGE, Simple};
 use p2pguest::subtests;
 use p2pguest::sys::uapi::*;
@@ -67,6 +68,10 @@ const SUBTESTS: &[Subtest] = subtests![
     both_ways_lead_to_one_page,
     /// A range of several mappings, and of ordinary memory, is mapped by its parts.
     mixed_range_is_mapped_by_parts,
+    /// A NIC registers addresses, and writes and reads by them.
+    nic_writes_by_address,
+    /// Requests of a NIC end when the addresses show nothing any more.
+    munmap_ends_requests,
     /// A device writes by the addresses that it was given.
     device_writes_by_address,
     /// By what it may only read it does not write.
@@ -160,7 +165,7 @@ fn page_number(simple: &Simple, physical: u64) -> u64 {
 /// Has a NIC write so many pages of a pattern into a dma-buf, by peer-to-peer.
 #[track_caller]
 fn nic_writes(rig: &Rig, to: &DmaBuf, pages: u64, pattern: Pattern) {
-    let source = rig.register(0, pages * PAGE, p2pguest::gpu::Placement::System);
+    let source = rig.register(0, pages * PAGE, Placement::System);
     source.bo.fill(pattern);
     let region = rig.nic[1].register(to, ACCESS_ALL, pages * PAGE);
     let before = rig.nic[1].query();
@@ -172,9 +177,6 @@ fn nic_writes(rig: &Rig, to: &DmaBuf, pages: u64, pattern: Pattern) {
 }
 
 /// A request of a NIC to write a whole region into another one.
-fn write_request(
-    local: &p2pguest::nic::Region<'_>,
-    remote: &p2pguest::nic::Region<'_>,
-) -> p2pnic_post_send {
-    p2pguest::rig::request(P2PNIC_OP_WRITE, (local, 0), (remote, 0), local.size)
+fn write_request(local: &Region<'_>, remote: &Region<'_>) -> p2pnic_post_send {
+    request(P2PNIC_OP_WRITE, (local, 0), (remote, 0), local.size)
 }

@@ -3,7 +3,6 @@
 
 use crate::*;
 use nix::errno::Errno;
-use p2pguest::gpu::Placement;
 use p2pguest::importer::{Direction, Kind};
 use p2pguest::refused;
 use std::os::fd::AsRawFd;
