@@ -2,12 +2,14 @@
 //! Tests of VRAM as a cache: who is evicted, who stays, and who comes back.
 
 use nix::errno::Errno;
+use p2pguest::binding::wait_until;
 use p2pguest::gpu::{Bo, Gpu, Placement};
 use p2pguest::igt::{self, Subtest};
 use p2pguest::importer::{Attach, Importer};
 use p2pguest::nic::{ACCESS_ALL, Region};
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{RESERVED, Rig};
+use p2pguest::submit::{Context, between, fill};
 use p2pguest::sys::uapi::*;
 use p2pguest::topology::Topology;
 use p2pguest::{refused, subtests};
@@ -17,6 +19,8 @@ use std::process::ExitCode;
 const SUBTESTS: &[Subtest] = subtests![
     /// Objects of four times the VRAM that there is are used, with every byte right.
     working_set_of_four_times_vram,
+    /// The same by jobs that are queued faster than they run.
+    working_set_of_jobs,
     /// The object that was not used for the longest time leaves first.
     coldest_leaves_first,
     /// Objects that may not be evicted, and those that somebody relies on, stay.
@@ -90,6 +94,36 @@ fn working_set_of_four_times_vram() {
     }
     let evictions = set.iter().map(|bo| bo.info().evictions).sum::<u32>();
     assert!(evictions >= 24 + 2 * 32 - 8, "{evictions} evictions");
+}
+
+fn working_set_of_jobs() {
+    let gpu = Gpu::open(0);
+    let _ballast = fill_all_but(&gpu, 8 * SIZE);
+    let set: Vec<_> = (0..32).map(|_| gpu.create_evictable(SIZE)).collect();
+    let contexts = [0, 1, 2].map(|_| Context::new(&gpu));
+    let one = gpu.create(SIZE, Placement::System);
+    contexts[0].run(&[fill(&one, 1, SIZE)]);
+    const ROUNDS: u32 = 6;
+    for round in 0..ROUNDS {
+        for (number, bo) in set.iter().enumerate() {
+            let context = &contexts[(number + round as usize) % contexts.len()];
+            let add = between(P2PGPU_OP_ADD_U32, &one, bo, SIZE);
+            // Each context takes so many jobs only.
+            wait_until("there is room", || {
+                context.__submit(&[add], &[], &[]) != Err(Errno::EBUSY)
+            });
+        }
+    }
+    let expected: [u8; 32] = Sha256::digest(ROUNDS.to_le_bytes().repeat(SIZE as usize / 4)).into();
+    for (number, bo) in set.iter().enumerate() {
+        assert_eq!(bo.checksum(0, SIZE), expected, "object {number}");
+        assert_eq!(bo.info().losses, 0);
+    }
+    let states = contexts.each_ref().map(|context| context.query().state);
+    assert_eq!(states, [P2PGPU_CONTEXT_OK; 3]);
+    let evictions = set.iter().map(|bo| bo.info().evictions).sum::<u32>();
+    println!("{evictions} evictions");
+    assert!(evictions > 32, "{evictions} evictions");
 }
 
 fn coldest_leaves_first() {
@@ -211,6 +245,9 @@ fn cpu_mapping_survives() {
         map.store(offset, value + 1000);
     }
     new.close();
+    // There is room again, but CPUs do not bring it back.
+    assert_eq!(map.load(0), 1000);
+    assert!(!is_in_vram(&bo), "used by the CPU only");
     bo.checksum(0, SIZE);
     assert!(is_in_vram(&bo));
     for (value, offset) in (1000..).zip(offsets()) {
