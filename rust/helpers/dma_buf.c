@@ -137,3 +137,9 @@ __rust_helper void rust_helper_iosys_map_memcpy_to(struct iosys_map *dst, size_t
 {
 	iosys_map_memcpy_to(dst, dst_offset, src, len);
 }
+
+__rust_helper int rust_helper_dma_mapping_error(struct device *dev,
+						dma_addr_t address)
+{
+	return dma_mapping_error(dev, address);
+}

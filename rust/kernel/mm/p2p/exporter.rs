@@ -182,8 +182,8 @@ impl<'a> Request<'a> {
             let dma = unsafe {
                 bindings::dma_map_phys(self.raw.importer, start, length, dir, mapped.attrs)
             };
-            // That is what DMA_MAPPING_ERROR is.
-            if dma == DmaAddress::MAX {
+            // SAFETY: As above.
+            if unsafe { bindings::dma_mapping_error(self.raw.importer, dma) } != 0 {
                 return Err(EIO);
             }
             // There is room.

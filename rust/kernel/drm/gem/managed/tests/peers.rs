@@ -56,6 +56,9 @@ impl exporter::Exporter for KunitObject {
     }
 }
 
+/// The most pages that a test maps.
+const MAX_PAGES: usize = 16;
+
 /// Remembers what the device was given.
 #[pin_data]
 struct Importing {
@@ -68,7 +71,7 @@ impl Importing {
     fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
-                pages <- new_mutex!(KVec::new()),
+                pages <- new_mutex!(KVec::with_capacity(MAX_PAGES, GFP_KERNEL)?),
                 told: Count::new(),
             }? Error),
             GFP_KERNEL,
@@ -80,7 +83,11 @@ impl Importer for Arc<Importing> {
     fn publish(&self, pages: &[DmaAddress]) -> Result {
         let mut list = self.pages.lock();
         list.clear();
-        Ok(list.extend_from_slice(pages, GFP_KERNEL)?)
+        for &page in pages {
+            // Nothing may be allocated here.
+            list.push_within_capacity(page).map_err(|_| ENOMEM)?;
+        }
+        Ok(())
     }
 
     fn invalidate(&self) {
