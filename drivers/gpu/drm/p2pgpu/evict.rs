@@ -261,14 +261,17 @@ pub(crate) fn alloc(
 
     let _making_room = dev.evictables.making_room.lock();
     for _ in 0..ROUNDS {
+        // Before the candidates, as it may become one's.
+        let in_transit = dev.vram.in_transit();
         let candidates = candidates(dev)?;
+        let rest = dev.vram.free().saturating_add(in_transit);
         let most = candidates
             .values()
-            .fold(dev.vram.free(), |most, &bytes| most.saturating_add(bytes));
+            .fold(rest, |most, &bytes| most.saturating_add(bytes));
         if most < u64::try_from(size)? {
             break;
         }
-        let mut is_used = false;
+        let mut is_used = in_transit != 0;
         for candidate in candidates.keys() {
             if let Some(pages) = take()? {
                 return Ok(pages);

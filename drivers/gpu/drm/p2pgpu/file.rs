@@ -313,6 +313,9 @@ impl File {
         if evictable {
             evict::allow(&obj)?;
         }
+        if let Placement::Vram(vram) = obj.placement() {
+            vram.placed();
+        }
         args.handle = obj.create_handle(file)?;
         Ok(0)
     }

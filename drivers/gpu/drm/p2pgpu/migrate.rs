@@ -222,6 +222,9 @@ fn move_to(
             Arrive::Later => place(Some(Arrival::new(fence, &old))),
         }
     }
+    if let Placement::Vram(vram) = obj.placement() {
+        vram.placed();
+    }
     if let Placement::Vram(vram) = old {
         gem::release_slots(obj, &vram);
     }

@@ -23,15 +23,47 @@ use kernel::{
     },
     prelude::*,
     ptr::Alignment,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
     }, //
 };
 
 /// The allocator of VRAM pages.
 pub(crate) struct Vram {
     buddy: GpuBuddy,
+    /// Bytes that are allocated, but not an object's yet.
+    in_transit: Arc<Atomic<u64>>,
+}
+
+/// Counts pages that are not an object's yet.
+struct Transit {
+    all: Arc<Atomic<u64>>,
+    bytes: Atomic<u64>,
+}
+
+impl Transit {
+    fn new(all: Arc<Atomic<u64>>, bytes: u64) -> Self {
+        all.fetch_add(bytes, Relaxed);
+        Self {
+            all,
+            bytes: Atomic::new(bytes),
+        }
+    }
+
+    fn end(&self) {
+        let bytes = self.bytes.xchg(0, Relaxed);
+        self.all.fetch_add(bytes.wrapping_neg(), Relaxed);
+    }
+}
+
+impl Drop for Transit {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 impl Vram {
@@ -43,6 +75,7 @@ impl Vram {
                 size,
                 chunk_size: Alignment::new::<SLOT_SIZE>(),
             })?,
+            in_transit: Arc::new(Atomic::new(0), GFP_KERNEL)?,
         })
     }
 
@@ -56,10 +89,17 @@ impl Vram {
         self.buddy.avail()
     }
 
+    /// Bytes that are allocated, but not an object's yet: they may be free, or those of one that can
+    /// leave, in a moment.
+    pub(crate) fn in_transit(&self) -> u64 {
+        self.in_transit.load(Relaxed)
+    }
+
     /// Allocates `count` pages, not 0, for which a cgroup is charged as long as they are not free.
     /// They hold what was there before. `ENOSPC`: too few.
     pub(crate) fn alloc(&self, count: usize, charge: Charge) -> Result<VramPages> {
         let size = u64::try_from(count)? << SLOT_SHIFT;
+        let transit = Transit::new(self.in_transit.clone(), size);
         let blocks = KBox::pin_init(
             self.buddy.alloc_blocks(
                 GpuBuddyAllocMode::Simple,
@@ -87,6 +127,7 @@ impl Vram {
             hints,
             _blocks: blocks,
             _charge: charge,
+            transit,
         })
     }
 }
@@ -100,12 +141,18 @@ pub(crate) struct VramPages {
     hints: KVVec<Atomic<u32>>,
     _blocks: Pin<KBox<AllocatedBlocks>>,
     _charge: Charge,
+    transit: Transit,
 }
 
 impl VramPages {
     /// Number of pages.
     pub(crate) fn count(&self) -> usize {
         self.pages.len()
+    }
+
+    /// They are an object's now.
+    pub(crate) fn placed(&self) {
+        self.transit.end();
     }
 
     /// Number of page `index` in VRAM.
