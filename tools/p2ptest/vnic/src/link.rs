@@ -97,15 +97,16 @@ impl State {
             .pairs
             .iter()
             .filter_map(|(&from, qp)| match qp.phase {
-                Phase::Connecting(to) => Some((from, to)),
+                Phase::Connecting(to) => Some((from, to, qp.serial)),
                 _ => None,
             })
             .collect();
-        for (from, to) in connecting {
+        for (from, to, serial) in connecting {
             self.send(Message::Connect {
                 from,
                 to,
-                reply: false,
+                serial,
+                answers: 0,
             });
         }
         self.link.session
@@ -132,10 +133,12 @@ impl State {
     pub fn connect(&mut self, from: u32, to: u32) {
         if let Some(qp) = self.pairs.get_mut(&from) {
             qp.phase = Phase::Connecting(to);
+            let serial = qp.serial;
             self.send(Message::Connect {
                 from,
                 to,
-                reply: false,
+                serial,
+                answers: 0,
             });
         }
     }
@@ -194,8 +197,13 @@ impl State {
     pub fn deliver(&mut self, message: Message) -> Result<(), Violation> {
         match message {
             Message::Hello { .. } => Err(Violation("second hello")),
-            Message::Connect { from, to, reply } => {
-                self.deliver_connect(from, to, reply);
+            Message::Connect {
+                from,
+                to,
+                serial,
+                answers,
+            } => {
+                self.deliver_connect(from, to, serial, answers);
                 Ok(())
             }
             Message::Disconnect { from, to } => {
@@ -222,25 +230,28 @@ impl State {
         }
     }
 
-    fn deliver_connect(&mut self, from: u32, to: u32, reply: bool) {
+    /// The queue pairs that a number names in turns are told apart by their serials: what one of them
+    /// sent may arrive when the next one waits.
+    fn deliver_connect(&mut self, from: u32, to: u32, serial: u64, answers: u64) {
         let Some(qp) = self.pairs.get_mut(&to) else {
             return;
         };
-        match qp.phase {
-            Phase::Connecting(peer) if peer == from => {
-                qp.phase = Phase::Paired(from);
-                qp.wake.notify_all();
-            }
-            Phase::Paired(peer) if peer == from => {}
-            _ => return,
+        if qp.phase != Phase::Connecting(from) {
+            return;
         }
-        if !reply {
-            self.send(Message::Connect {
-                from: to,
-                to: from,
-                reply: true,
-            });
+        let mine = qp.serial;
+        if answers == mine {
+            qp.phase = Phase::Paired(from);
+            qp.wake.notify_all();
+        } else if answers != 0 {
+            return;
         }
+        self.send(Message::Connect {
+            from: to,
+            to: from,
+            serial: mine,
+            answers: serial,
+        });
     }
 
     fn deliver_request(

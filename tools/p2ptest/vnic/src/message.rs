@@ -10,12 +10,13 @@
 //! 8   32  from: queue pair of the sender        (0 in hello)
 //! 12  32  to: queue pair of the receiver        (0 in hello)
 //! 16  32  number: of the chunk, rising by one   (write, read, send, answer)
-//! 20  32  hello: version; connect: 1 in a reply; answer: completion status
+//! 20  32  hello: version; answer: completion status
 //! 24  32  key of the receiver's region          (write, read)
 //! 28  32  0
 //! 32  64  offset of the request in that region  (write, read)
-//! 40  64  length of the whole request           (write, read, send)
-//! 48  64  place of this chunk in the request    (write, read, send)
+//! 40  64  length of the whole request           (write, read, send); connect: the sender's serial
+//! 48  64  place of this chunk in the request    (write, read, send); connect: the serial that it
+//!         answers, or 0
 //! ```
 //!
 //! What a kind does not use is zero. A request is cut at multiples of 32 KiB from its start; one of
@@ -23,9 +24,11 @@
 //! chunk's bytes. At most [`WINDOW`](crate::queue::WINDOW) chunks of a queue pair are unanswered in
 //! each direction, which bounds what either end must keep.
 //!
-//! `connect` says that the sender did QP_CONNECT; the pair is made when both ends have, and the end
-//! that learns it from the other's first message replies, so that the other learns it too.
-//! `disconnect` ends a pair for good.
+//! `connect` says that the sender did QP_CONNECT, and which of the queue pairs that have its number
+//! in turns it is: the serial. One that answers none is answered by a queue pair that waits for the
+//! sender. One that answers a queue pair's own serial makes the pair for it, and is answered too, so
+//! that the other end learns it before the first chunk. What an earlier queue pair of the same number
+//! sent makes no pair. `disconnect` ends a pair for good.
 
 use std::io::{self, Read};
 
@@ -37,7 +40,7 @@ use crate::regs;
 /// Bytes of a header.
 pub const HEADER: usize = 56;
 /// Version of this protocol, sent in hello.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What a chunk asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,8 +101,10 @@ pub enum Message {
         from: u32,
         /// Queue pair of the receiver.
         to: u32,
-        /// The sender knows that the receiver's is connected, too.
-        reply: bool,
+        /// Serial of the sender's, not 0.
+        serial: u64,
+        /// Serial of the receiver's, whose message this answers, or 0.
+        answers: u64,
     },
     /// The sender's queue pair is gone or in the error state.
     Disconnect {
@@ -157,8 +162,14 @@ impl Message {
         let mut payload: &[u8] = &[];
         match self {
             Message::Hello { version } => (f.kind, f.word) = (1, *version),
-            Message::Connect { from, to, reply } => {
-                (f.kind, f.from, f.to, f.word) = (2, *from, *to, u32::from(*reply));
+            Message::Connect {
+                from,
+                to,
+                serial,
+                answers,
+            } => {
+                (f.kind, f.from, f.to) = (2, *from, *to);
+                (f.total, f.at) = (*serial, *answers);
             }
             Message::Disconnect { from, to } => (f.kind, f.from, f.to) = (3, *from, *to),
             Message::Request {
@@ -257,7 +268,8 @@ impl Fields {
             2 => Fields {
                 from: self.from,
                 to: self.to,
-                word: self.word,
+                total: self.total,
+                at: self.at,
                 ..Fields::default()
             },
             3 => Fields {
@@ -294,7 +306,7 @@ impl Fields {
         let chunk = chunk_len(self.total, self.at);
         match self.kind {
             1..=3 | 5 if length != 0 => Err(Violation("payload where none belongs")),
-            2 if self.word > 1 => Err(Violation("unknown flag")),
+            2 if self.total == 0 => Err(Violation("no serial")),
             4..=6 if self.total > regs::MAX_LENGTH => Err(Violation("request too long")),
             4..=6 if self.at >= self.total.max(1) => Err(Violation("chunk past the end")),
             4..=6 if !self.at.is_multiple_of(regs::CHUNK as u64) => {
@@ -317,7 +329,8 @@ impl Fields {
                 return Ok(Message::Connect {
                     from,
                     to,
-                    reply: self.word == 1,
+                    serial: self.total,
+                    answers: self.at,
                 });
             }
             3 => return Ok(Message::Disconnect { from, to }),

@@ -232,6 +232,27 @@ fn a_posted_receive_learns_that_the_wire_broke() {
 }
 
 #[test]
+fn numbers_of_queue_pairs_are_used_again_at_once() {
+    let (mut a, mut b) = Host::paired();
+    a.region(1, ALL, 4096);
+    b.region(2, ALL, 4096);
+    for round in 0..20 {
+        // What the ones before said to each other may still be under way.
+        for _ in 0..3 {
+            for host in [&mut a, &mut b] {
+                assert_eq!(host.command(regs::QP_DESTROY, 0, 0, &[]), 0);
+            }
+            for host in [&mut a, &mut b] {
+                host.create_qp(0, 2);
+                host.connect(0, 0);
+            }
+        }
+        a.post(0, regs::WRITE, round, At(1, 0), At(2, 0), 64);
+        assert_eq!(a.poll(0).status, 0, "round {round}");
+    }
+}
+
+#[test]
 fn requests_wait_for_the_wire_to_come_up() {
     let (mut a, mut b) = (Host::new(false), Host::new(false));
     for host in [&mut a, &mut b] {
@@ -328,6 +349,8 @@ fn a_misplaced_message_ends_the_wire() {
     h.connect(0, 0);
     let mut connect = [0; 56];
     ours.read_exact(&mut connect).unwrap();
+    // It answers the message: the serial is the same.
+    connect.copy_within(40..48, 48);
     ours.write_all(&connect).unwrap();
     // An answer to nothing.
     let mut answer = [0; 56];
