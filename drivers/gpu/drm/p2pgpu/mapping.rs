@@ -66,6 +66,7 @@ pub(crate) struct Terms {
     pub(crate) placement: Placement,
     /// What slots of it count as.
     pub(crate) class: Class,
+    /// It has left VRAM, or its bytes are still on their way: [`evict::bring_back`] comes first.
     pub(crate) is_away: bool,
 }
 
@@ -79,7 +80,7 @@ impl Terms {
                 true => Class::Promised,
                 false => Class::Lent,
             },
-            is_away: state.eviction.is_away,
+            is_away: state.eviction.is_away || state.arrival.is_some(),
         }
     }
 
