@@ -89,7 +89,7 @@ fn run(command: Command) -> Result<bool> {
     let optional = ctx.flavour().prefix();
     let filter = || Filter::new(std::env::var("T").ok().as_deref(), optional);
     match command {
-        Command::Bench => bench::run(&ctx).map(|()| true),
+        Command::Bench => bench::run(&ctx, &filter()?).map(|()| true),
         Command::Demo => interactive::demo(&ctx),
         Command::Coverage => coverage::run(&ctx),
         Command::Fuzz => fuzz::guest::run(&ctx),

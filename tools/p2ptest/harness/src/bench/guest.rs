@@ -16,6 +16,7 @@ use crate::context::{Context, Flavour};
 use crate::initrd::{self, BENCHMARK, in_guest};
 use crate::kernel;
 use crate::qemu::Accel;
+use crate::select::Filter;
 use crate::session::{End, Parts, Session};
 
 /// Filling the allocators with a million pages takes a minute under TCG.
@@ -24,8 +25,21 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// Spaces times layouts times allocators.
 const FIGURES: usize = 3 * 2 * 4;
 
-/// Boots a guest and measures all in it.
-pub fn measure(ctx: &Context) -> Result<(Vec<Figure>, Sharing, Jobs)> {
+/// What was measured in a guest.
+#[derive(Default)]
+pub struct InGuest {
+    pub slots: Vec<Figure>,
+    pub sharing: Option<Sharing>,
+    pub jobs: Option<Jobs>,
+}
+
+/// Boots a guest and measures what `filter` takes in it.
+pub fn measure(ctx: &Context, filter: &Filter) -> Result<InGuest> {
+    let slots = filter.takes("guest/slots");
+    let (mappings, jobs) = (filter.takes("guest/mappings"), filter.takes("guest/jobs"));
+    if !(slots || mappings || jobs) {
+        return Ok(InGuest::default());
+    }
     let kernel = kernel::ensure(ctx, Flavour::Release)?;
     let programs = cargo::programs(ctx)?;
     let parts = Parts {
@@ -40,25 +54,32 @@ pub fn measure(ctx: &Context) -> Result<(Vec<Figure>, Sharing, Jobs)> {
     };
     eprintln!("p2ptest: benchmarks in a guest, which take some minutes");
     let mut session = Session::start(&parts, ctx.setup, "bench", "kunit.enable=0")?;
-    let output = run(&mut session, vec![in_guest(&programs.bench)])?;
-    let (sharing, jobs) = (Sharing::new(&output), Jobs::new(&output));
-    let script = format!("insmod {BENCHMARK} && dmesg | grep -o 'fill=.* ns=.*'");
-    let output = run(
-        &mut session,
-        ["/bin/sh", "-c", &script].map(str::to_owned).to_vec(),
-    )?;
-    let figures: Vec<_> = output.iter().filter_map(|l| figure(l)).collect();
+    let mut found = InGuest::default();
+    if mappings || jobs {
+        let mut argv = vec![in_guest(&programs.bench)];
+        argv.extend(mappings.then(|| "mappings".to_owned()));
+        argv.extend(jobs.then(|| "jobs".to_owned()));
+        let output = run(&mut session, argv)?;
+        found.sharing = mappings.then(|| Sharing::new(&output));
+        found.jobs = jobs.then(|| Jobs::new(&output));
+    }
+    if slots {
+        let script = format!("insmod {BENCHMARK} && dmesg | grep -o 'fill=.* ns=.*'");
+        let argv = ["/bin/sh", "-c", &script].map(str::to_owned).to_vec();
+        let output = run(&mut session, argv)?;
+        found.slots = output.iter().filter_map(|l| figure(l)).collect();
+    }
     let console = session.console_path.display().to_string();
     if let Some(finding) = session.power_off()?.first() {
         bail!("kernel log: {finding} (console: {console})");
     }
-    if figures.len() != FIGURES {
+    if slots && found.slots.len() != FIGURES {
         bail!(
             "the benchmark told {} of {FIGURES} figures (console: {console})",
-            figures.len()
+            found.slots.len()
         );
     }
-    Ok((figures, sharing, jobs))
+    Ok(found)
 }
 
 /// Runs a program to its end and returns what it printed.

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::content::write_atomic;
 use crate::context::Context;
+use crate::select::Filter;
 
 /// What one of those measured took in all rounds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -67,26 +68,37 @@ fn quantile(times: &[f64], quarters: usize) -> Option<f64> {
         .copied()
 }
 
-/// Measures, prints and writes `build/results/bench.json`.
+/// Measures what `filter` takes of `host/slots`, `guest/slots`, `guest/mappings` and `guest/jobs`;
+/// prints it and writes it to `build/results/bench*.json`.
 ///
 /// # Errors
 ///
 /// When something cannot be built or does not run to its end.
-pub fn run(ctx: &Context) -> Result<()> {
-    let mut figures = host::measure(ctx)?;
-    let (in_guest, sharing, jobs) = guest::measure(ctx)?;
-    figures.extend(in_guest);
-    print!("{}\n{}\n{}", table(&figures), sharing.table(), jobs.table());
+pub fn run(ctx: &Context, filter: &Filter) -> Result<()> {
     fs::create_dir_all(ctx.results())?;
-    for (name, bytes) in [
-        ("bench.json", serde_json::to_vec_pretty(&figures)?),
-        ("bench-sharing.json", serde_json::to_vec_pretty(&sharing)?),
-        ("bench-jobs.json", serde_json::to_vec_pretty(&jobs)?),
-    ] {
-        let path = ctx.results().join(name);
-        write_atomic(&path, &bytes)?;
-        println!("{}", path.display());
+    let mut figures = Vec::new();
+    if filter.takes("host/slots") {
+        figures = host::measure(ctx)?;
     }
+    let in_guest = guest::measure(ctx, filter)?;
+    figures.extend(in_guest.slots);
+    if !figures.is_empty() {
+        show(ctx, "bench.json", &table(&figures), &figures)?;
+    }
+    if let Some(sharing) = in_guest.sharing {
+        show(ctx, "bench-sharing.json", &sharing.table(), &sharing)?;
+    }
+    if let Some(jobs) = in_guest.jobs {
+        show(ctx, "bench-jobs.json", &jobs.table(), &jobs)?;
+    }
+    Ok(())
+}
+
+/// Prints figures as a table, and keeps them in a file.
+fn show(ctx: &Context, name: &str, table: &str, figures: &impl Serialize) -> Result<()> {
+    let path = ctx.results().join(name);
+    write_atomic(&path, &serde_json::to_vec_pretty(figures)?)?;
+    println!("{table}{}\n", path.display());
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 //! GPU 1 export pages of their apertures, and one importer maps them in turns. For
 //! scattered pages vfio-pci does nothing but call `dma_buf_phys_vec_to_sgt`.
 //!
+//! Its arguments are what to measure: `mappings`, `jobs`; both if there are none.
+//!
 //! A line for each figure has the nanoseconds of all rounds:
 //!
 //! ```text
@@ -70,13 +72,20 @@ impl Layout {
 }
 
 fn run() -> Result<()> {
+    let chosen: Vec<_> = std::env::args().skip(1).collect();
+    let takes = |what: &str| chosen.is_empty() || chosen.iter().any(|name| name == what);
     let nodes = Gpu::nodes().context("libdrm found no devices")?;
     ensure!(nodes.len() >= 2, "two GPUs are needed");
     let gpu = Gpu::__open(&nodes[0])?;
     let nics = Nic::paths().context("the NICs could not be listed")?;
     let nic = Nic::__open(nics.first().context("a NIC is needed")?)?.pci();
     let vfio = VfioDevice::new(nodes[1].pci).context("vfio-pci")?;
-    jobs::run(&gpu, nic)?;
+    if takes("jobs") {
+        jobs::run(&gpu, nic)?;
+    }
+    if !takes("mappings") {
+        return Ok(());
+    }
     let bench = Bench { gpu, vfio, nic };
     bench.all(Layout::Contiguous)?;
     let _comb = bench.comb()?;
