@@ -12,6 +12,7 @@
 
 #include <linux/device.h>
 #include <linux/tracepoint.h>
+#include <drm/drm_gem.h>
 
 TRACE_EVENT(p2pgpu_refuse,
 	TP_PROTO(const char *dev, u64 object, const char *reason, int error),
@@ -50,9 +51,9 @@ TRACE_EVENT(p2pgpu_fall_back,
 );
 
 DECLARE_EVENT_CLASS(p2pgpu_mapping,
-	TP_PROTO(const struct device *dev, u64 object, const struct device *importer,
-		 u64 page, u64 pages, bool aperture),
-	TP_ARGS(dev, object, importer, page, pages, aperture),
+	TP_PROTO(const struct device *dev, struct drm_gem_object *obj,
+		 const struct device *importer, u64 page, u64 pages, bool aperture),
+	TP_ARGS(dev, obj, importer, page, pages, aperture),
 	TP_STRUCT__entry(
 		__string(dev, dev_name(dev))
 		__field(u64, object)
@@ -63,7 +64,7 @@ DECLARE_EVENT_CLASS(p2pgpu_mapping,
 	),
 	TP_fast_assign(
 		__assign_str(dev);
-		__entry->object = object;
+		__entry->object = drm_vma_node_offset_addr(&obj->vma_node);
 		__assign_str(importer);
 		__entry->page = page;
 		__entry->pages = pages;
@@ -75,15 +76,15 @@ DECLARE_EVENT_CLASS(p2pgpu_mapping,
 );
 
 DEFINE_EVENT(p2pgpu_mapping, p2pgpu_map,
-	TP_PROTO(const struct device *dev, u64 object, const struct device *importer,
-		 u64 page, u64 pages, bool aperture),
-	TP_ARGS(dev, object, importer, page, pages, aperture)
+	TP_PROTO(const struct device *dev, struct drm_gem_object *obj,
+		 const struct device *importer, u64 page, u64 pages, bool aperture),
+	TP_ARGS(dev, obj, importer, page, pages, aperture)
 );
 
 DEFINE_EVENT(p2pgpu_mapping, p2pgpu_unmap,
-	TP_PROTO(const struct device *dev, u64 object, const struct device *importer,
-		 u64 page, u64 pages, bool aperture),
-	TP_ARGS(dev, object, importer, page, pages, aperture)
+	TP_PROTO(const struct device *dev, struct drm_gem_object *obj,
+		 const struct device *importer, u64 page, u64 pages, bool aperture),
+	TP_ARGS(dev, obj, importer, page, pages, aperture)
 );
 
 TRACE_EVENT(p2pgpu_invalidate,

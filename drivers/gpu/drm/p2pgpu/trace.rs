@@ -21,7 +21,10 @@ use core::{
 use kernel::{
     bindings,
     device,
-    drm::gem::BaseObject,
+    drm::gem::{
+        BaseObject,
+        IntoGEMObject, //
+    },
     ffi::{
         c_char,
         c_int, //
@@ -47,10 +50,10 @@ declare_trace! {
     unsafe fn p2pgpu_fall_back(dev: *const c_char, object: u64, importer: *const c_char);
     /// # Safety
     ///
-    /// The pointers are to devices.
+    /// The pointers are to devices and an object of one of them.
     unsafe fn p2pgpu_map(
         dev: *const bindings::device,
-        object: u64,
+        obj: *mut bindings::drm_gem_object,
         importer: *const bindings::device,
         page: u64,
         pages: u64,
@@ -58,10 +61,10 @@ declare_trace! {
     );
     /// # Safety
     ///
-    /// The pointers are to devices.
+    /// The pointers are to devices and an object of one of them.
     unsafe fn p2pgpu_unmap(
         dev: *const bindings::device,
-        object: u64,
+        obj: *mut bindings::drm_gem_object,
         importer: *const bindings::device,
         page: u64,
         pages: u64,
@@ -121,19 +124,21 @@ impl Mapping<'_> {
     }
 
     /// The importer is given it.
+    #[inline]
     pub(crate) fn map(&self) {
         let (dev, importer) = self.devices();
         let (page, pages) = (self.pages.start as u64, self.pages.len() as u64);
-        // SAFETY: The devices live while there are references to them.
-        unsafe { p2pgpu_map(dev, id(self.obj), importer, page, pages, self.aperture) }
+        // SAFETY: The devices and the object live while there are references to them.
+        unsafe { p2pgpu_map(dev, self.obj.as_raw(), importer, page, pages, self.aperture) }
     }
 
     /// The importer gives it back.
+    #[inline]
     pub(crate) fn unmap(&self) {
         let (dev, importer) = self.devices();
         let (page, pages) = (self.pages.start as u64, self.pages.len() as u64);
-        // SAFETY: The devices live while there are references to them.
-        unsafe { p2pgpu_unmap(dev, id(self.obj), importer, page, pages, self.aperture) }
+        // SAFETY: The devices and the object live while there are references to them.
+        unsafe { p2pgpu_unmap(dev, self.obj.as_raw(), importer, page, pages, self.aperture) }
     }
 }
 
