@@ -62,6 +62,10 @@ pub trait Exporter: Sized + 'static {
     /// What one mapping holds until the importer undoes it: slots of an aperture for example.
     type Mapping: Send;
 
+    /// What is left of a mapping that the importer has undone, and may have again: it keeps nothing
+    /// from being used otherwise.
+    type Kept: Send;
+
     /// May this importer attach? Called without the lock.
     fn attach(source: &Self::Source, importer: &ImporterInfo<'_>) -> Result<Self::Attachment>;
 
@@ -88,13 +92,28 @@ pub trait Exporter: Sized + 'static {
         dir: DataDirection,
     ) -> Result<(Table<'a>, Self::Mapping)>;
 
-    /// The importer no longer uses this mapping.
+    /// The importer maps again, in the same direction, what it has undone last. `None`, and nothing
+    /// has changed: it cannot have just that, or perhaps nothing: [`Exporter::map`] is asked next.
+    fn map_again(
+        _source: &Self::Source,
+        _importer: &ImporterInfo<'_>,
+        _data: &Self::Attachment,
+        _held: Held<'_>,
+        _dir: DataDirection,
+        _kept: Self::Kept,
+    ) -> Option<Self::Mapping> {
+        None
+    }
+
+    /// The importer no longer uses this mapping. If it is one of a BAR, and what is returned is
+    /// `Some`, [`Exporter::map_again`] may be asked for it: the importer's table is kept so long,
+    /// if there was nothing to undo in it.
     fn unmap(
         source: &Self::Source,
         data: &Self::Attachment,
         held: Held<'_>,
         mapping: Self::Mapping,
-    );
+    ) -> Option<Self::Kept>;
 
     /// The kernel itself wants to reach all bytes by the CPU: keep the backing in system memory,
     /// and say in which pages, until [`Exporter::vunmap`]. Called for the first who wants a dma-buf
@@ -116,8 +135,6 @@ pub trait Exporter: Sized + 'static {
 /// `raw` is a valid attachment for all of `'a`.
 pub struct ImporterInfo<'a> {
     raw: NonNull<bindings::dma_buf_attachment>,
-    /// In callbacks with the reservation lock held.
-    spare: Option<&'a Spare>,
     _attachment: PhantomData<&'a ()>,
 }
 
@@ -167,14 +184,11 @@ impl ImporterInfo<'_> {
 
     /// Maps ranges of a BAR for the importer. Called from [`Exporter::map`].
     ///
-    /// If the importer has just given back a table of the same `ranges`, not only of equal ones, and
-    /// there was nothing to undo, it gets that again: then the number of ranges does not matter.
-    ///
     /// `EINVAL`: there is no route, or `ranges` is empty, or of another provider.
     pub fn map_bar<'a>(
         &'a self,
         provider: &Provider<'_>,
-        ranges: &Arc<Ranges>,
+        ranges: &Ranges,
         held: Held<'_>,
         dir: DataDirection,
     ) -> Result<Table<'a>> {
@@ -182,13 +196,6 @@ impl ImporterInfo<'_> {
         if !ranges.is_of(provider) {
             return Err(EINVAL);
         }
-        // SAFETY: The lock is held, and nobody keeps a reference while the exporter is called.
-        let spare = self.spare.and_then(|spare| unsafe { spare.get() }.take());
-        let fits = |table: &BarTable| Arc::ptr_eq(&table.ranges, ranges) && table.dir == dir;
-        if let Some(table) = spare.filter(fits) {
-            return Ok(Table(Backing::Bar(table), PhantomData));
-        }
-
         let vec = ranges.as_slice();
         // SAFETY: The attachment is valid and the reservation lock is held; `vec` holds ranges of
         // the provider's BAR, of so many bytes in all, and is only read.
@@ -209,7 +216,6 @@ impl ImporterInfo<'_> {
             sgt,
             raw: self.raw,
             dir,
-            ranges: ranges.clone(),
             is_list: provider.route(self.device()) == Route::Switch,
         };
         Ok(Table(Backing::Bar(table), PhantomData))
@@ -240,21 +246,23 @@ impl ImporterInfo<'_> {
 ///
 /// # Invariants
 ///
-/// `sgt` was made of `ranges` for the attachment `raw` in direction `dir`. The value is dropped
+/// `sgt` was made for the attachment `raw` in direction `dir`. The value is dropped
 /// while the attachment is valid and its reservation lock is held: in the callback that made it, in
 /// one that maps or unmaps after that, or before the attachment ends.
 struct BarTable {
     sgt: NonNull<bindings::sg_table>,
     raw: NonNull<bindings::dma_buf_attachment>,
     dir: DataDirection,
-    ranges: Arc<Ranges>,
     /// It is a list of bus addresses and nothing else: nothing has to be undone when the importer
     /// gives it back.
     is_list: bool,
 }
 
-/// The last table that an importer has given back, if it is a list.
-type Spare = ByResv<Option<BarTable>>;
+/// What is left of the mapping that an importer has undone last: a table that is a list.
+struct Spare<K> {
+    table: BarTable,
+    kept: K,
+}
 
 /// What is used with the reservation lock held only.
 struct ByResv<T>(UnsafeCell<T>);
@@ -316,7 +324,7 @@ struct Record<M> {
 /// called.
 struct Attached<E: Exporter> {
     records: ByResv<KVec<Record<E::Mapping>>>,
-    spare: Spare,
+    spare: ByResv<Option<Spare<E::Kept>>>,
     data: E::Attachment,
 }
 
@@ -359,7 +367,6 @@ impl<E: Exporter> Ops<E> {
         let importer = ImporterInfo {
             // SAFETY: The core passes no null pointers.
             raw: unsafe { NonNull::new_unchecked(raw) },
-            spare: None,
             _attachment: PhantomData,
         };
         (importer, source)
@@ -461,13 +468,21 @@ impl<E: Exporter> Ops<E> {
         dir: bindings::dma_data_direction,
     ) -> *mut bindings::sg_table {
         // SAFETY: The core passes a valid attachment of our buffer, with the lock held.
-        let ((mut importer, source), attached, held) =
+        let ((importer, source), attached, held) =
             unsafe { (Self::importer(raw), Self::attached(raw), Self::held(raw)) };
-        importer.spare = Some(&attached.spare);
         let record = direction(dir).and_then(|dir| {
             // Room first: what has been mapped is not undone because memory ran out.
             // SAFETY: The lock is held, and the reference does not outlive the statement.
             unsafe { attached.records.get() }.reserve(1, GFP_KERNEL)?;
+            // SAFETY: As above.
+            let spare = unsafe { attached.spare.get() }.take();
+            if let Some(Spare { table, kept }) = spare.filter(|spare| spare.table.dir == dir) {
+                let data = &attached.data;
+                if let Some(mapping) = E::map_again(source, &importer, data, held, dir, kept) {
+                    let backing = Backing::Bar(table);
+                    return Ok(Record { backing, mapping });
+                }
+            }
             let (table, mapping) = E::map(source, &importer, &attached.data, held, dir)?;
             Ok(Record {
                 backing: table.0,
@@ -509,14 +524,19 @@ impl<E: Exporter> Ops<E> {
             found.and_then(|index| records.remove(index).ok())
         };
         if let Some(Record { backing, mapping }) = record {
-            match backing {
-                Backing::Bar(table) if table.is_list => {
-                    // SAFETY: As above.
-                    drop(unsafe { attached.spare.get() }.replace(table));
+            let table = match backing {
+                Backing::Bar(table) if table.is_list => Some(table),
+                // The addresses are taken back before what they are of is used otherwise.
+                backing => {
+                    drop(backing);
+                    None
                 }
-                backing => drop(backing),
+            };
+            let kept = E::unmap(source, &attached.data, held, mapping);
+            if let (Some(table), Some(kept)) = (table, kept) {
+                // SAFETY: As above.
+                drop(unsafe { attached.spare.get() }.replace(Spare { table, kept }));
             }
-            E::unmap(source, &attached.data, held, mapping);
         }
     }
 

@@ -64,11 +64,13 @@ impl Resv {
     /// # Safety
     ///
     /// `raw` is a valid, initialized reservation object for all of `'a`.
+    #[inline]
     pub(crate) unsafe fn from_raw<'a>(raw: *mut bindings::dma_resv) -> &'a Self {
         // SAFETY: `Resv` is a transparent wrapper; the caller promises validity.
         unsafe { &*raw.cast() }
     }
 
+    #[inline]
     fn as_raw(&self) -> *mut bindings::dma_resv {
         self.0.get()
     }
@@ -172,6 +174,14 @@ impl<'a> Held<'a> {
         // SAFETY: The caller promises that `raw` is valid.
         // INVARIANT: The caller promises that the lock is held.
         Self(unsafe { Resv::from_raw(raw) }, NotThreadSafe)
+    }
+
+    /// As [`Resv::is_idle`], at no cost for an object that never had a fence.
+    #[inline]
+    pub fn is_idle(self, usage: Usage) -> bool {
+        // SAFETY: The object is valid, and the pointer does not change while it is locked.
+        let fences = unsafe { (*self.0.as_raw()).fences };
+        fences.is_null() || self.0.is_idle(usage)
     }
 
     /// The reservation object that is locked.

@@ -30,8 +30,6 @@ impl Counter {
 pub(crate) struct Activity {
     /// Faults of CPUs on pages in VRAM, once more for each time that one has to wait.
     pub(crate) cpu_faults: Counter,
-    /// Mappings through the aperture that importers undid.
-    pub(crate) peer_unmaps: Counter,
     /// Times that the importers of an object were told to let go of mappings.
     pub(crate) invalidations: Counter,
     /// Objects that were moved to system memory as an importer could not be given slots.
@@ -42,7 +40,6 @@ impl Activity {
     pub(crate) const fn new() -> Self {
         Self {
             cpu_faults: Counter::new(),
-            peer_unmaps: Counter::new(),
             invalidations: Counter::new(),
             fall_backs: Counter::new(),
         }

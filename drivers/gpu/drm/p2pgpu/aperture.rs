@@ -9,9 +9,11 @@ mod lease;
 mod promise;
 mod show;
 
-use self::lease::Aside;
 pub(crate) use self::{
-    lease::Lease,
+    lease::{
+        Kept,
+        Lease, //
+    },
     show::NotShown, //
 };
 
@@ -23,6 +25,10 @@ use crate::{
         SLOT_SIZE, //
     },
     slots::{
+        lease::{
+            Known,
+            Quiet, //
+        },
         Class,
         Counts,
         PageName,
@@ -32,6 +38,10 @@ use crate::{
     },
     vram::VramPages, //
 };
+use core::ops::{
+    Deref,
+    DerefMut, //
+};
 use kernel::{
     new_mutex,
     pci::p2pdma::Ranges,
@@ -40,6 +50,10 @@ use kernel::{
         atomic::{
             Atomic,
             Relaxed, //
+        },
+        lock::{
+            mutex::MutexBackend,
+            Guard, //
         },
         Arc,
         Mutex, //
@@ -53,6 +67,9 @@ pub(crate) struct Aperture {
     /// of CPU mappings are installed: a slot that is taken has no CPU mapping.
     #[pin]
     state: Mutex<State>,
+    /// Nobody holds the lock to change slots, nothing is claimed, no slot drains, and slots can be
+    /// changed.
+    quiet: Quiet<KernelMemory>,
     /// A flush did not complete: what its slots show is not known, so that nothing is shown any
     /// more. Set under the lock of the slots, for as long as the device is bound.
     broken: Atomic<bool>,
@@ -64,8 +81,8 @@ struct State {
     slots: Slots<KernelMemory>,
     /// Slots that are about to be promised or to drain, and are not lent meanwhile.
     claimed: u32,
-    /// Leases that peers have given back a moment ago: see [`Aperture::lock`].
-    aside: Aside,
+    /// Leases that peers have given back once: see [`Aperture::lock`].
+    known: Known<Arc<lease::Inner>>,
 }
 
 impl State {
@@ -75,6 +92,54 @@ impl State {
         match class {
             Class::Lent => available.saturating_sub(self.claimed),
             Class::Promised => available,
+        }
+    }
+
+    /// Whether leases can be set aside, and taken again.
+    fn may_be_quiet(&self) -> bool {
+        self.claimed == 0 && self.slots.counts().draining == 0
+    }
+}
+
+/// The slots, for somebody who may change them. Leases are neither set aside nor taken meanwhile
+/// but by its holder.
+struct Locked<'a> {
+    aperture: &'a Aperture,
+    state: Guard<'a, State, MutexBackend>,
+}
+
+impl<'a> Locked<'a> {
+    fn new(aperture: &'a Aperture) -> Self {
+        let state = aperture.state.lock();
+        aperture.quiet.end();
+        Self { aperture, state }
+    }
+
+    /// Leases that were set aside let go of their slots.
+    fn settle(&mut self) {
+        let State { slots, known, .. } = &mut *self.state;
+        known.settle(slots);
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if self.state.may_be_quiet() && self.aperture.check().is_ok() {
+            self.aperture.quiet.begin();
         }
     }
 }
@@ -105,10 +170,11 @@ impl Aperture {
                 State {
                     slots: Slots::new(u32::try_from(count)?)?,
                     claimed: 0,
-                    aside: Aside::new()?,
+                    known: Known::new(),
                 },
                 "p2pgpu::aperture::state"
             ),
+            quiet: Quiet::new(),
             broken: Atomic::new(false),
             suspended: Atomic::new(false),
         }? Error)
@@ -127,7 +193,7 @@ impl Aperture {
     /// Before a reset, when importers have been told: nothing is shown until it is over. The caller
     /// zaps the CPU mappings next.
     pub(crate) fn suspend(&self) {
-        let _state = self.state.lock();
+        let _state = self.lock();
         self.suspended.store(true, Relaxed);
     }
 
@@ -148,7 +214,7 @@ impl Aperture {
 
     /// After a reset that has failed.
     pub(crate) fn give_up(&self) {
-        let _state = self.state.lock();
+        let _state = self.lock();
         self.broken.store(true, Relaxed);
         self.suspended.store(false, Relaxed);
     }
@@ -163,6 +229,13 @@ impl Aperture {
             return Err(EIO);
         }
         Ok(())
+    }
+
+    /// The slots, none of which is held by a lease that was set aside.
+    fn lock(&self) -> Locked<'_> {
+        let mut state = Locked::new(self);
+        state.settle();
+        state
     }
 
     /// Number of slots.
@@ -234,10 +307,10 @@ fn holds(slot: Option<Slot>, name: PageName) -> Option<Class> {
 }
 
 /// The aperture's ranges that `slots` make up, in their order.
-fn ranges(gpu: &Gpu<'_>, slots: &[SlotId]) -> Result<Arc<Ranges>> {
+fn ranges(gpu: &Gpu<'_>, slots: &[SlotId]) -> Result<Ranges> {
     let mut ranges = gpu.provider.ranges();
     for &slot in slots {
         ranges.push(u64::from(slot) << SLOT_SHIFT, SLOT_SIZE)?;
     }
-    Ok(Arc::new(ranges, GFP_KERNEL)?)
+    Ok(ranges)
 }

@@ -321,7 +321,7 @@ fn activity(drm: &RegisteredRef<DrmDriver>, f: &mut fmt::Formatter<'_>) -> fmt::
         let activity = &dev.activity;
         writeln!(f, "cpu_faults {}", activity.cpu_faults.get())?;
         writeln!(f, "peer_maps {}", dev.peer_maps())?;
-        writeln!(f, "peer_unmaps {}", activity.peer_unmaps.get())?;
+        writeln!(f, "peer_unmaps {}", dev.peer_unmaps())?;
         writeln!(f, "invalidations {}", activity.invalidations.get())?;
         writeln!(f, "fall_backs {}", activity.fall_backs.get())?;
         let refusals = dev.refusals.iter().map(|(_, count)| count);

@@ -98,12 +98,14 @@ pub(crate) struct DrmData {
     pub(crate) aperture: Aperture,
     pub(crate) vram: Vram,
     objects: Atomic<usize>,
-    /// Mappings that importers hold, of all objects.
-    mappings: Atomic<usize>,
+    /// Mappings in system memory that importers hold, of all objects.
+    system_mappings: Atomic<u64>,
     /// Pages of the objects flagged for a reservation.
     reserved: Atomic<u32>,
     /// Peer mappings made through the aperture.
     turn: Atomic<u64>,
+    /// Those of them that importers have undone.
+    peer_unmaps: Atomic<u64>,
     /// How often peers were refused.
     pub(crate) refusals: Refusals,
     /// What has happened so far.
@@ -148,9 +150,10 @@ impl DrmData {
         self.objects.fetch_add(change.cast_unsigned(), Relaxed);
     }
 
-    /// Counts a mapping that an importer is given (1) or gives back (-1).
-    pub(crate) fn mapping_count(&self, change: isize) {
-        self.mappings.fetch_add(change.cast_unsigned(), Release);
+    /// Counts a mapping in system memory that an importer is given (1) or has given back (-1).
+    pub(crate) fn system_mapping_count(&self, change: i64) {
+        self.system_mappings
+            .fetch_add(change.cast_unsigned(), Release);
     }
 
     /// Pages of the objects flagged for a reservation.
@@ -171,8 +174,13 @@ impl DrmData {
         self.turn.load(Relaxed)
     }
 
-    /// The mark of a peer mapping that is made now.
-    pub(crate) fn next_map(&self) -> LastMap {
+    /// Those of them that importers have undone.
+    pub(crate) fn peer_unmaps(&self) -> u64 {
+        self.peer_unmaps.load(Relaxed)
+    }
+
+    /// Counts a peer mapping, and marks it as made now.
+    pub(crate) fn peer_mapped(&self) -> LastMap {
         LastMap {
             // From 1.
             turn: self.turn.fetch_add(1, Relaxed).saturating_add(1),
@@ -180,9 +188,17 @@ impl DrmData {
         }
     }
 
+    /// Counts a peer mapping that was undone: its slots have been given back.
+    pub(crate) fn peer_unmapped(&self) {
+        self.peer_unmaps.fetch_add(1, Release);
+    }
+
     /// Mappings that importers hold.
-    pub(crate) fn mappings(&self) -> usize {
-        self.mappings.load(Acquire)
+    pub(crate) fn mappings(&self) -> u64 {
+        // What is made between the two looks counts, what is undone may.
+        let unmaps = self.peer_unmaps.load(Acquire);
+        let peers = self.peer_maps().saturating_sub(unmaps);
+        peers.saturating_add(self.system_mappings.load(Acquire))
     }
 
     /// From now on importers are not given anything any more.
@@ -464,9 +480,10 @@ impl pci::Driver for P2pGpu {
             aperture <- Aperture::new(slots),
             vram: Vram::new(vram_size)?,
             objects: Atomic::new(0),
-            mappings: Atomic::new(0),
+            system_mappings: Atomic::new(0),
             reserved: Atomic::new(0),
             turn: Atomic::new(0),
+            peer_unmaps: Atomic::new(0),
             refusals: Refusals::new(),
             activity: Activity::new(),
             pins <- Limits::of_pins(u32::try_from(slots)?),

@@ -82,7 +82,8 @@ impl Evictables {
                 GFP_KERNEL,
             )?,
             making_room <- new_mutex!((), "p2pgpu::evict::making_room"),
-            uses: Atomic::new(0),
+            // An object that was never used is not the last one that was.
+            uses: Atomic::new(1),
         }? Error)
     }
 
@@ -136,6 +137,10 @@ pub(crate) fn stay(obj: &Object) {
 /// Remembers that the object is being used.
 pub(crate) fn used(obj: &Object) {
     let uses = &obj.dev().evictables.uses;
+    if obj.last_use.load(Relaxed) == uses.load(Relaxed) {
+        // It is the last that was used.
+        return;
+    }
     let turn = uses.fetch_add(1, Relaxed).saturating_add(1);
     obj.last_use.store(turn, Relaxed);
 }

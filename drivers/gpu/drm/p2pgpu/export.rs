@@ -8,7 +8,10 @@
 //! object stays where it is, and the importer is refused.
 
 use crate::{
-    aperture::Lease,
+    aperture::{
+        Kept,
+        Lease, //
+    },
     cgroup,
     driver::Gpu,
     evict,
@@ -20,11 +23,14 @@ use crate::{
         PlacementKind, //
     },
     mapping::{
+        self,
         count,
         end,
         end_given_back,
         fall_back,
+        give_back,
         keep,
+        uncount,
         unhold,
         with_live_gpu,
         Mapping,
@@ -51,7 +57,10 @@ use kernel::{
             Table, //
         },
         pages::Pages,
-        resv::Held,
+        resv::{
+            Held,
+            Usage, //
+        },
         DmaBuf, //
     },
     drm::gem::{
@@ -115,6 +124,8 @@ pub(crate) struct Attachment {
     dmabuf: u64,
     /// It could be given slots when it came.
     is_peer: bool,
+    /// It can be told that a mapping is taken back.
+    hears: bool,
 }
 
 impl Attachment {
@@ -122,6 +133,11 @@ impl Attachment {
     /// the importer's leave to be a peer away.
     fn can_peer(&self, importer: &ImporterInfo<'_>) -> bool {
         self.is_peer && importer.is_peer()
+    }
+
+    /// Whether the importer may map: it can be told to let go, or holds the object in place.
+    fn may_map(&self) -> bool {
+        self.hears || self.pins.load(Relaxed) != 0
     }
 }
 
@@ -155,6 +171,7 @@ impl<'a> View<'a> {
             pins: Atomic::new(0),
             dmabuf,
             is_peer,
+            hears: importer.can_be_invalidated(),
         };
         let attached = obj.dev().attached(obj);
         if attached.is_err() {
@@ -200,8 +217,7 @@ impl<'a> View<'a> {
         with_live_gpu(obj, |gpu| {
             let mut terms = Terms::of(obj);
             check(&terms, obj, gpu, importer, data.pci)?;
-            if data.pins.load(Relaxed) == 0 && !importer.can_be_invalidated() {
-                // It could neither be told to let go nor does it hold the object in place.
+            if !data.may_map() {
                 return Err(refuse(obj, Reason::Deaf));
             }
             let reads_only = terms.has_flag(uapi::P2PGPU_PEER_READ_ONLY);
@@ -238,10 +254,37 @@ impl<'a> View<'a> {
                 return Err(EINVAL);
             };
             let table = importer.map_pages(pages, self.pages.clone(), dir)?;
-            count(obj, &Mapping::System);
+            count(obj, &mut obj.state.lock(), &Mapping::System);
             self.trace(importer.device(), false).map();
             Ok((table, Mapping::System))
         })
+    }
+
+    /// As [`View::map`], for an importer that has given `kept` back, if it gets just that.
+    fn map_again(
+        &self,
+        importer: &ImporterInfo<'_>,
+        data: &Attachment,
+        dir: DataDirection,
+        kept: Kept,
+    ) -> Option<Mapping> {
+        let obj = self.obj;
+        let dev = obj.dev();
+        // Who closes the device tells all importers next, for which it waits for our lock.
+        dev.check_open().ok()?;
+        if !data.may_map()
+            || !data.can_peer(importer)
+            || !dev.policy.allows(data.pci, || importer.driver_name())
+        {
+            return None;
+        }
+        let reads = matches!(dir, DataDirection::ToDevice);
+        let mapping = mapping::again(obj, kept, |flags| {
+            flags & uapi::P2PGPU_PEER_EXPORTABLE != 0
+                && (reads || flags & uapi::P2PGPU_PEER_READ_ONLY == 0)
+        })?;
+        self.trace(importer.device(), true).map();
+        Some(mapping)
     }
 
     /// Undoes a mapping. Its slots may show something else when this returns: it waits for the
@@ -249,20 +292,24 @@ impl<'a> View<'a> {
     ///
     /// While importers are told, one that was told must not wait for those that were not: what it
     /// gives back then is kept until the accesses of all have ended.
-    fn unmap(&self, data: &Attachment, held: Held<'_>, mapping: Mapping) {
+    fn unmap(&self, data: &Attachment, held: Held<'_>, mapping: Mapping) -> Option<Kept> {
         let obj = self.obj;
         let aperture = matches!(mapping, Mapping::Aperture { .. });
         self.trace(&data.device, aperture).unmap();
-        if !aperture {
-            return end(obj, Ok(()), mapping);
-        }
-        let unkept = match &mut obj.state.lock().given_back {
-            Some(kept) => keep(kept, mapping),
-            None => Some(mapping),
+        let idle = !aperture || held.is_idle(Usage::Bookkeep);
+        let mut state = obj.state.lock();
+        let mapping = match &mut state.given_back {
+            Some(kept) if aperture => keep(kept, mapping)?,
+            _ => mapping,
         };
-        if let Some(mapping) = unkept {
-            end(obj, migrate::wait_for_accesses(held.resv()), mapping);
+        if idle {
+            uncount(&mut state, &mapping);
+            drop(state);
+            return give_back(obj, mapping);
         }
+        drop(state);
+        end(obj, migrate::wait_for_accesses(held.resv()), mapping);
+        None
     }
 
     /// Keeps the object in system memory, for the kernel's own accesses: slots are not side by side.
@@ -348,6 +395,7 @@ macro_rules! exporter {
             type Source = $source;
             type Attachment = Attachment;
             type Mapping = Mapping;
+            type Kept = Kept;
 
             fn attach(source: &$source, importer: &ImporterInfo<'_>) -> Result<Attachment> {
                 ($view)(source).attach(importer)
@@ -391,8 +439,24 @@ macro_rules! exporter {
                 ($view)(source).map(importer, data, held, dir)
             }
 
-            fn unmap(source: &$source, data: &Attachment, held: Held<'_>, mapping: Mapping) {
-                ($view)(source).unmap(data, held, mapping);
+            fn map_again(
+                source: &$source,
+                importer: &ImporterInfo<'_>,
+                data: &Attachment,
+                _held: Held<'_>,
+                dir: DataDirection,
+                kept: Kept,
+            ) -> Option<Mapping> {
+                ($view)(source).map_again(importer, data, dir, kept)
+            }
+
+            fn unmap(
+                source: &$source,
+                data: &Attachment,
+                held: Held<'_>,
+                mapping: Mapping,
+            ) -> Option<Kept> {
+                ($view)(source).unmap(data, held, mapping)
             }
         }
     };
@@ -428,7 +492,7 @@ fn map_slots<'a>(
     match importer.map_bar(&gpu.provider, lease.ranges(), held, dir) {
         Ok(table) => {
             let mapping = Mapping::Aperture { lease, _vram: vram };
-            count(obj, &mapping);
+            count(obj, &mut obj.state.lock(), &mapping);
             Ok((table, mapping))
         }
         Err(error) => {

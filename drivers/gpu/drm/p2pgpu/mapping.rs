@@ -5,6 +5,7 @@
 
 use crate::{
     aperture::{
+        Kept,
         Lease,
         NotShown, //
     },
@@ -14,7 +15,8 @@ use crate::{
         self,
         Object,
         Placement,
-        PlacementKind, //
+        PlacementKind,
+        State, //
     },
     migrate::{
         self,
@@ -76,11 +78,8 @@ impl Terms {
         Self {
             flags: state.peer_flags,
             placement: state.placement.clone(),
-            class: match state.is_promised() {
-                true => Class::Promised,
-                false => Class::Lent,
-            },
-            is_away: state.eviction.is_away || state.arrival.is_some(),
+            class: class(&state),
+            is_away: is_away(&state),
         }
     }
 
@@ -104,6 +103,46 @@ impl Terms {
         }
         Ok(())
     }
+}
+
+/// What slots of an object count as.
+fn class(state: &State) -> Class {
+    match state.is_promised() {
+        true => Class::Promised,
+        false => Class::Lent,
+    }
+}
+
+/// Whether the object has left VRAM, or its bytes are still on their way.
+fn is_away(state: &State) -> bool {
+    state.eviction.is_away || state.arrival.is_some()
+}
+
+/// Gives an importer once more what it has given back, if nobody has changed anything since and
+/// `allowed` says of the object's flags that it may have it. This looks at the object once, and at
+/// its slots not at all.
+///
+/// `None`: it has to ask as if for the first time.
+pub(crate) fn again(
+    obj: &Object,
+    kept: Kept,
+    allowed: impl FnOnce(u32) -> bool,
+) -> Option<Mapping> {
+    let dev = obj.dev();
+    let mut state = obj.state.lock();
+    if is_away(&state) || !allowed(state.peer_flags) {
+        return None;
+    }
+    let Placement::Vram(vram) = &state.placement else {
+        return None;
+    };
+    let vram = vram.clone();
+    let lease = dev.aperture.take_again(kept, class(&state))?;
+    let mapping = Mapping::Aperture { lease, _vram: vram };
+    count(obj, &mut state, &mapping);
+    drop(state);
+    evict::used(obj);
+    Some(mapping)
 }
 
 /// Moves the object to system memory, as `importer` cannot be given slots.
@@ -213,44 +252,62 @@ pub(crate) fn end(obj: &Object, waited: Result, mapping: Mapping) {
         core::mem::forget(mapping);
         return gem::report_lost_slots(waited);
     }
-    {
-        let mut state = obj.state.lock();
-        state.mappings = state.mappings.saturating_sub(1);
-        if matches!(mapping, Mapping::Aperture { .. }) {
-            state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
+    uncount(&mut obj.state.lock(), &mapping);
+    give_back(obj, mapping);
+}
+
+/// Lets go of what a mapping held that is counted no more. What is returned of slots may be given to
+/// their importer [`again`].
+#[inline]
+pub(crate) fn give_back(obj: &Object, mapping: Mapping) -> Option<Kept> {
+    // The count comes last: who removes the device waits for that.
+    match mapping {
+        Mapping::Aperture { lease, _vram } => {
+            let kept = unhold(obj, lease);
+            obj.dev().peer_unmapped();
+            kept
+        }
+        Mapping::System => {
+            obj.dev().system_mapping_count(-1);
+            None
         }
     }
-    if let Mapping::Aperture { lease, _vram } = mapping {
-        unhold(obj, lease);
-        obj.dev().activity.peer_unmaps.up();
-    }
-    obj.dev().mapping_count(-1);
 }
 
 /// Counts a mapping that an importer is given.
-pub(crate) fn count(obj: &Object, mapping: &Mapping) {
-    let dev = obj.dev();
-    dev.mapping_count(1);
-    let last_map = match mapping {
-        Mapping::Aperture { .. } => Some(dev.next_map()),
-        Mapping::System => None,
-    };
-    let mut state = obj.state.lock();
+pub(crate) fn count(obj: &Object, state: &mut State, mapping: &Mapping) {
     state.mappings += 1;
-    match last_map {
-        Some(_) => {
+    match mapping {
+        Mapping::Aperture { .. } => {
             state.peer_maps += 1;
             state.aperture_mappings += 1;
-            state.last_map = last_map;
+            state.last_map = Some(obj.dev().peer_mapped());
         }
-        None => state.system_maps += 1,
+        Mapping::System => {
+            state.system_maps += 1;
+            obj.dev().system_mapping_count(1);
+        }
     }
 }
 
-pub(crate) fn unhold(obj: &Object, lease: Lease) {
+/// Counts a mapping no more that an importer gives back.
+pub(crate) fn uncount(state: &mut State, mapping: &Mapping) {
+    state.mappings = state.mappings.saturating_sub(1);
+    if matches!(mapping, Mapping::Aperture { .. }) {
+        state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
+    }
+}
+
+/// Lets go of slots.
+#[inline]
+pub(crate) fn unhold(obj: &Object, lease: Lease) -> Option<Kept> {
     let aperture = &obj.dev().aperture;
-    if let Some(lease) = aperture.set_aside(lease) {
-        let released = gem::with_gpu(obj, |gpu| aperture.unmap(gpu, &lease));
-        gem::report_lost_slots(released);
+    match aperture.set_aside(lease) {
+        Ok(kept) => Some(kept),
+        Err(lease) => {
+            let released = gem::with_gpu(obj, |gpu| aperture.unmap(gpu, &lease));
+            gem::report_lost_slots(released);
+            None
+        }
     }
 }

@@ -36,10 +36,10 @@ use kernel::{
         }, //
     },
     time::{
+        coarse::MonotonicCoarse,
         delay::fsleep,
         Delta,
-        Instant,
-        Monotonic, //
+        Instant, //
     }, //
 };
 
@@ -84,7 +84,8 @@ const LAST_ROUNDS: usize = 10;
 pub(crate) struct LastMap {
     /// Orders the mappings of a device.
     pub(crate) turn: u64,
-    pub(crate) at: Instant<Monotonic>,
+    /// To the tick.
+    pub(crate) at: Instant<MonotonicCoarse>,
 }
 
 /// Whether peers are left alone that have mapped a moment ago.

@@ -32,6 +32,8 @@ use core::ops::DerefMut;
 mod cell;
 #[path = "slots/free.rs"]
 mod free;
+#[path = "slots/lease.rs"]
+pub(crate) mod lease;
 #[path = "slots/promise.rs"]
 mod promise;
 
@@ -84,6 +86,9 @@ pub(crate) trait Storage {
 
     /// More slots than [`MAX_SLOTS`] were asked for.
     const TOO_MANY: Self::Error;
+
+    /// A number that all may change at once.
+    type Mark: lease::Mark;
 
     /// Memory that is given back when it is dropped.
     type Array<T: Copy>: DerefMut<Target = [T]>;
@@ -207,6 +212,11 @@ impl<M: Storage> Slots<M> {
             Slot::Taken if self.free.has(id) => Some(Slot::Free),
             slot => Some(slot),
         }
+    }
+
+    /// Whether a slot drains.
+    fn drains(&self, id: SlotId) -> bool {
+        matches!(self.cell(id), Some(Slot::Draining { .. }))
     }
 
     /// The state of a slot; a free one counts as taken.

@@ -66,8 +66,10 @@ impl Exporter for Bo {
             enter(obj, importer)?;
             let mapped = map(obj, gpu, request, guard.held());
             let (addresses, mapping) = mapped.inspect_err(|_| leave(obj, importer))?;
-            mapping::count(obj, &mapping);
-            obj.state.lock().vma_mappings += 1;
+            let mut state = obj.state.lock();
+            mapping::count(obj, &mut state, &mapping);
+            state.vma_mappings += 1;
+            drop(state);
             Ok((addresses, VmaMapping { mapping, pages }))
         })
     }

@@ -115,6 +115,7 @@ thread_local! {
 }
 
 impl Storage for CountedMemory {
+    type Mark = crate::memory::Mark;
     type Error = &'static str;
     const TOO_MANY: Self::Error = "too many slots";
     type Array<T: Copy> = Vec<T>;

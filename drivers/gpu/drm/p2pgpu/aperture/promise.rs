@@ -25,7 +25,7 @@ pub(crate) struct Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        let mut state = self.aperture.state.lock();
+        let mut state = self.aperture.lock();
         state.claimed = state.claimed.saturating_sub(self.count);
     }
 }

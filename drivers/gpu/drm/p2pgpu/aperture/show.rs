@@ -7,6 +7,7 @@ use super::{
     shows,
     Aperture,
     Lease,
+    Locked,
     NamedPages,
     State, //
 };
@@ -139,11 +140,13 @@ impl Aperture {
         class: Class,
     ) -> Result<Lease, NotShown> {
         let first = pages.name(range.start)?;
-        let mut state = self.state.lock();
+        let mut state = Locked::new(self);
         self.check()?;
-        // As a rule a mapping comes back to what was given back a moment ago.
-        if let Some(lease) = state.aside.take(first, range.len(), class) {
-            return Ok(lease);
+        // Often a mapping comes back to what was given back a moment ago.
+        if state.may_be_quiet() {
+            if let Some(lease) = state.known.take(first, range.len(), class) {
+                return Ok(Lease(lease.clone()));
+            }
         }
         state.settle();
         let held = hold(&mut state, dev, gpu, pages, range, class)?;
@@ -159,22 +162,20 @@ impl Aperture {
     ///
     /// Without hardware the translations are gone already.
     pub(crate) fn unmap(&self, gpu: Option<&Gpu<'_>>, lease: &Lease) -> Result {
-        let held = lease.slots();
+        let lease = lease.inner();
         let mut state = self.lock();
         let slots = &mut state.slots;
         let mut flush = Flush::new(self, gpu);
         // An error keeps slots from being used again, but not their holders from letting go.
         let mut cleared = Ok(());
         let mut drained = false;
-        for &slot in held {
-            if slots.unhold(slot) == Released::Taken {
-                drained = true;
-                cleared = cleared.and(flush.set(slot, 0));
-            }
-        }
+        lease.end(slots, |slot| {
+            drained = true;
+            cleared = cleared.and(flush.set(slot, 0));
+        });
         cleared.and(flush.finish())?;
         if drained {
-            slots.give_back_many(held.iter().copied());
+            slots.give_back_many(lease.slots().iter().copied());
         }
         Ok(())
     }

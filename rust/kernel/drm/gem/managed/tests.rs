@@ -193,6 +193,7 @@ impl Exporter for KunitObject {
     type Attachment = ();
     /// Number of the mapping, from 1.
     type Mapping = i32;
+    type Kept = ();
 
     fn attach(source: &Object<Self>, importer: &ImporterInfo<'_>) -> Result {
         source.events.attach.check()?;
@@ -234,11 +235,12 @@ impl Exporter for KunitObject {
         Ok((table, source.events.mapped.get()))
     }
 
-    fn unmap(source: &Object<Self>, _data: &(), _held: Held<'_>, mapping: i32) {
+    fn unmap(source: &Object<Self>, _data: &(), _held: Held<'_>, mapping: i32) -> Option<()> {
         source.events.unmapped.up();
         if mapping != source.events.mapped.get() {
             source.events.strange.up();
         }
+        None
     }
 }
 
@@ -278,6 +280,7 @@ impl Exporter for KunitWindow {
     type Source = Window<KunitObject>;
     type Attachment = ();
     type Mapping = ();
+    type Kept = ();
 
     fn attach(_source: &Window<KunitObject>, _importer: &ImporterInfo<'_>) -> Result {
         Err(EPERM)
@@ -306,7 +309,14 @@ impl Exporter for KunitWindow {
         Err(EPERM)
     }
 
-    fn unmap(_source: &Window<KunitObject>, _data: &(), _held: Held<'_>, _mapping: ()) {}
+    fn unmap(
+        _source: &Window<KunitObject>,
+        _data: &(),
+        _held: Held<'_>,
+        _mapping: (),
+    ) -> Option<()> {
+        None
+    }
 }
 
 /// A registered DRM device.
