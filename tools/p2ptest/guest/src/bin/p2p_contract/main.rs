@@ -2,6 +2,7 @@
 //! Tests of what an exporter owes its importers, with importers of every kind:
 //! the rules of dma-buf, one by one, and then what importers may do to it.
 
+mod kept;
 mod kinds;
 mod rules;
 mod vmap;
@@ -18,6 +19,7 @@ use p2pguest::subtests;
 use p2pguest::topology::Topology;
 use std::process::ExitCode;
 
+use kept::*;
 use kinds::*;
 use rules::*;
 use vmap::*;
@@ -87,6 +89,26 @@ const SUBTESTS: &[Subtest] = subtests![
     all_kinds_at_once,
     /// Mapping and unmapping ten thousand times leaves no memory behind.
     unmap_frees_the_scatterlist,
+    /// What is mapped again is what it was, and counts as a mapping.
+    kept_comes_back,
+    /// The same in each direction, and while there are others.
+    kept_in_each_direction,
+    /// The flags of the moment decide, not those of the first time.
+    kept_obeys_the_flags,
+    /// So does the policy.
+    kept_obeys_the_policy,
+    /// An object that moves away leaves no VRAM behind for who unmapped it.
+    kept_keeps_no_vram,
+    /// Slots that were given back are anybody's.
+    kept_keeps_no_slots,
+    /// Importers of one object, one after the other and at once.
+    kept_by_several,
+    /// More mappings than are kept.
+    kept_of_many,
+    /// Who cannot be told maps again only while it pins.
+    kept_while_pinned,
+    /// Nothing is mapped again when the device is gone.
+    kept_ends_with_the_device,
     /// The kernel's CPU reads and writes an object that is exported, which stays in system memory.
     vmap_reads_and_writes,
     /// Mappings of one dma-buf are one, and each dma-buf of an object keeps it in place.

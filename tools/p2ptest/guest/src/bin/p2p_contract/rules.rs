@@ -490,7 +490,7 @@ pub fn rule_10_self_import() {
 
 /// The GPU at this address, bound anew, works.
 #[track_caller]
-fn assert_comes_back(pci: PciAddress) {
+pub fn assert_comes_back(pci: PciAddress) {
     wait_until("the GPU comes back", || gpu_is_there(pci));
     let gpu = Gpu::open(1);
     assert_eq!(gpu.pci(), pci);
