@@ -23,6 +23,13 @@
 /* Page frames that are looked up at a time. */
 #define P2P_VMA_BATCH	256UL
 
+/*
+ * Times that a region is mapped at least before its range changes too fast. An
+ * exporter that has to move memory first takes back what it was about to give,
+ * and may have needed long for it.
+ */
+#define P2P_VMA_ATTEMPTS	4
+
 /* A part of a region that is mapped: of one VMA. */
 struct p2p_vma_part {
 	struct list_head node;
@@ -330,6 +337,7 @@ int p2p_vma_map(struct p2p_vma_region *region)
 {
 	unsigned long timeout = jiffies + msecs_to_jiffies(1000);
 	struct mm_struct *mm = region->notifier.mm;
+	unsigned int attempts = 0;
 	unsigned long seq;
 	int ret = 0;
 
@@ -342,10 +350,12 @@ int p2p_vma_map(struct p2p_vma_region *region)
 		p2p_vma_unmap_parts(region);
 		if (fatal_signal_pending(current))
 			ret = -EINTR;
-		else if (time_after(jiffies, timeout))
+		else if (attempts >= P2P_VMA_ATTEMPTS &&
+			 time_after(jiffies, timeout))
 			ret = -EBUSY;
 		if (ret)
 			break;
+		attempts++;
 
 		seq = mmu_interval_read_begin(&region->notifier);
 		mmap_read_lock(mm);

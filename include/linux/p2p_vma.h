@@ -39,7 +39,8 @@ struct vm_operations_struct;
  *   may sleep, and may take the reservation locks that its fault handler may
  *   take. It decides at each call whether this device may have these pages,
  *   maps exactly them, and fills in a DMA address for each. On an error nothing
- *   is mapped.
+ *   is mapped. If it zaps the VMA meanwhile it is called again, whatever it
+ *   returns.
  * - When the pages are to show or be something else, it zaps the VMAs under the
  *   lock that p2p_map takes, so that a map after it sees the new state. When
  *   the zap returns, the device has stopped. Addresses stay the importer's

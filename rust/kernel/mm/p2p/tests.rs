@@ -32,6 +32,10 @@ mod region {
             },
             Arc, //
         },
+        time::{
+            delay::fsleep,
+            Delta, //
+        }, //
     };
     use core::{
         ops::Range,
@@ -53,6 +57,9 @@ mod region {
     static MAPPED: Atomic<u64> = Atomic::new(0);
     static UNMAPPED: Atomic<u64> = Atomic::new(0);
 
+    /// Times that the exporter is to take long for a map, and to zap what it is asked for.
+    static SLOW_MAPS: Atomic<u32> = Atomic::new(0);
+
     fn pages_of(map: &bindings::p2p_vma_map) -> u64 {
         u64::try_from((map.end - map.start) / PAGE_SIZE).unwrap_or(u64::MAX)
     }
@@ -68,6 +75,15 @@ mod region {
         let (denies, map) = unsafe { (!(*vma).vm_private_data.is_null(), &*map) };
         if denies {
             return EPERM.to_errno();
+        }
+        let slow = SLOW_MAPS.load(Relaxed);
+        if slow != 0 {
+            SLOW_MAPS.store(slow - 1, Relaxed);
+            // Longer than the core has patience with ranges that change.
+            fsleep(Delta::from_millis(1100));
+            // SAFETY: The file is open; removing mappings is always allowed.
+            unsafe { bindings::unmap_mapping_range((*map.file).f_mapping, 0, 1 << 20, 1) };
+            return EAGAIN.to_errno();
         }
         MAPPED.fetch_add(pages_of(map), Relaxed);
         0
@@ -346,6 +362,26 @@ mod region {
         drop(region);
         assert_eq!(exported(), (mapped + 6, unmapped + 6));
         Ok(())
+    }
+
+    #[test]
+    fn an_exporter_may_move_memory_first() -> Result {
+        let dev = dma_device()?;
+        let counter = Counter::new(false)?;
+        let start = user_pages(PAGES, true)?;
+        let file = ExporterFile::new(false)?;
+        file.map_over(start, PAGES)?;
+        let region = region(dev.as_ref(), whole(start), &counter)?;
+        let (mapped, unmapped) = exported();
+        SLOW_MAPS.store(1, Relaxed);
+        let result = region.map();
+        SLOW_MAPS.store(0, Relaxed);
+        assert_eq!(result, Ok(()));
+        assert_eq!(exported(), (mapped + 8, unmapped));
+        // Nobody was given what was not to stay.
+        assert_eq!(counter.counts(), (1, 0));
+        drop(region);
+        unmap_user(start, PAGES)
     }
 
     #[test]
