@@ -20,7 +20,8 @@ use crate::{
     gem::{
         Bo,
         Object,
-        Placement, //
+        Placement,
+        PlacementKind, //
     },
     mapping::{
         self,
@@ -111,6 +112,9 @@ fn leave(obj: &Object, importer: &device::Device) {
 }
 
 /// Gives the importer slots, or system memory. Under the object's reservation lock.
+///
+/// `EAGAIN`: the object has moved. That has told the importer too, so that the core maps again
+/// whatever becomes of this: what would be given now is not counted and not traced.
 fn map<'a>(
     obj: &Object,
     gpu: &Gpu<'_>,
@@ -123,10 +127,14 @@ fn map<'a>(
         pages: request.pages(),
     };
     let has_route = gpu.provider.route(importer) != Route::None;
+    let before = obj.placement().kind();
     if has_route {
         evict::bring_back(obj, gpu, held);
     }
     let terms = Terms::of(obj);
+    if terms.placement.kind() != before {
+        return Err(EAGAIN);
+    }
     let strict = terms.has_flag(uapi::P2PGPU_PEER_STRICT);
     if let Placement::Vram(vram) = terms.placement {
         if !has_route {
@@ -157,6 +165,9 @@ fn map<'a>(
     let Placement::System(pages) = obj.placement() else {
         return Err(EINVAL);
     };
+    if before == Some(PlacementKind::Vram) {
+        return Err(EAGAIN);
+    }
     let addresses = request.map_pages(pages, view.pages.clone())?;
     view.trace(importer, false).map();
     Ok((addresses, Mapping::System))

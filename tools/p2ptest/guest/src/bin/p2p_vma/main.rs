@@ -35,6 +35,8 @@ const SUBTESTS: &[Subtest] = subtests![
     remote_read,
     /// An object in system memory is mapped where it is.
     object_in_system_memory,
+    /// An object that was evicted comes back for its pointer, and is mapped once.
+    evicted_object,
     /// Ordinary memory of the process.
     ordinary_memory,
     /// Ordinary memory, an object, and ordinary memory again, side by side.

@@ -67,6 +67,29 @@ pub fn object_in_system_memory() {
     bytes.assert_holds(ONE);
 }
 
+pub fn evicted_object() {
+    let rig = routed();
+    let gpu = &rig.gpu[0];
+    let bo = gpu.create_evictable(16 * PAGE);
+    bo.set_exportable(true);
+    bo.fill(ONE);
+    let map = bo.map();
+    let ballast = gpu.create(gpu.param(P2PGPU_PARAM_VRAM_FREE) + bo.size, Placement::Vram);
+    assert_eq!(bo.info().placement, P2PGPU_PLACEMENT_SYSTEM);
+    ballast.close();
+    let trace = Trace::start();
+    let region = rig.nic[0].register_map(&map, ACCESS_ALL);
+    let info = bo.info();
+    assert_eq!(info.placement, P2PGPU_PLACEMENT_VRAM);
+    assert_eq!((info.peer_maps, info.system_maps), (1, 0));
+    let events = trace.take();
+    let count = |name| events.iter().filter(|event| event.name == name).count();
+    assert_eq!((count("map"), count("unmap")), (1, 0));
+    let (sink, bytes) = memory(&rig, 1, 16 * PAGE);
+    write(&rig, &region, &sink);
+    bytes.assert_holds(ONE);
+}
+
 pub fn ordinary_memory() {
     let rig = Rig::open();
     let ((source, from), (target, to)) = (memory(&rig, 0, 33 * PAGE), memory(&rig, 1, 33 * PAGE));
