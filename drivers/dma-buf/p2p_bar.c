@@ -25,8 +25,6 @@
 /* How long revocation waits for importers, in all. */
 #define P2P_BAR_PATIENCE	msecs_to_jiffies(10000)
 
-/* Of a lazy dma-buf's page: it has none of the BAR. */
-#define P2P_BAR_NONE		ULONG_MAX
 /* It has one since a moment ago, that shows what others have left there. */
 #define P2P_BAR_DIRTY		BIT(BITS_PER_LONG - 1)
 

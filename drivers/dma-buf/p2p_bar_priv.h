@@ -16,6 +16,9 @@
 #include <linux/pfn.h>
 #include <linux/wait_bit.h>
 
+/* Of a lazy dma-buf's page: it has none of the BAR. */
+#define P2P_BAR_NONE	ULONG_MAX
+
 struct p2pdma_provider;
 
 struct p2p_bar {

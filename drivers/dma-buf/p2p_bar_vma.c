@@ -4,7 +4,9 @@
  * the addresses.
  */
 
+#include <linux/align.h>
 #include <linux/dma-mapping.h>
+#include <linux/minmax.h>
 #include <linux/mm.h>
 #include <linux/p2p_vma.h>
 #include <linux/pagemap.h>
@@ -13,11 +15,38 @@
 
 #include "p2p_bar_priv.h"
 
+/* Pages that are mapped at one fault: an aligned group. */
+#define P2P_BAR_AROUND	16UL
+
 /* What is mapped by VMA for a device that is not on the same bus. */
 struct p2p_bar_bridged {
 	struct dma_iova_state iova;
 	size_t mapped;
 };
+
+/*
+ * Maps the pages around one that was touched, as far as they have pages of the
+ * BAR: none is assigned because another one is needed.
+ */
+static void p2p_bar_insert_around(const struct vm_fault *vmf,
+				  const struct p2p_bar_buf *buf)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	unsigned long group = ALIGN_DOWN(vmf->pgoff, P2P_BAR_AROUND);
+	unsigned long index = max(group, vma->vm_pgoff);
+	unsigned long end = min3(group + P2P_BAR_AROUND, buf->count,
+				 vma->vm_pgoff + vma_pages(vma));
+
+	for (; index < end; index++) {
+		unsigned long page = p2p_bar_page(buf, index);
+		unsigned long skipped = index - vma->vm_pgoff;
+
+		/* One that cannot be mapped now will be when it is touched. */
+		if (index != vmf->pgoff && page != P2P_BAR_NONE)
+			vmf_insert_pfn(vma, vma->vm_start + PFN_PHYS(skipped),
+				       PHYS_PFN(p2p_bar_phys(buf, index)));
+	}
+}
 
 static vm_fault_t p2p_bar_fault(struct vm_fault *vmf)
 {
@@ -32,6 +61,8 @@ static vm_fault_t p2p_bar_fault(struct vm_fault *vmf)
 	    !p2p_bar_assign(buf, vmf->pgoff, 1))
 		result = vmf_insert_pfn(vmf->vma, vmf->address,
 					PHYS_PFN(p2p_bar_phys(buf, vmf->pgoff)));
+	if (result == VM_FAULT_NOPAGE)
+		p2p_bar_insert_around(vmf, buf);
 	dma_resv_unlock(resv);
 	return result;
 }

@@ -24,7 +24,9 @@ struct pci_dev;
  * A dma-buf is eager, of a range that the driver names (p2p_bar_export()), or
  * lazy (p2p_bar_export_lazy()): each of its pages gets a free page of the BAR,
  * any one, filled with zeros, when the CPU first touches it, or a device first
- * maps it. A page of the BAR belongs to one dma-buf, until that ends.
+ * maps it. A page of the BAR belongs to one dma-buf, until that ends. A CPU that
+ * touches a page gets those around it mapped too, of those that are there: no
+ * page is assigned before it is needed.
  *
  * Devices get at the pages in two ways, by which they see the same ones. They
  * import the dma-buf, or they are given user addresses at which it is mapped

@@ -3,6 +3,7 @@
 
 use crate::*;
 use nix::errno::Errno;
+use nix::sys::resource::{UsageWho, getrusage};
 use p2pguest::binding::wait_until;
 use p2pguest::importer::Direction;
 use p2pguest::refused;
@@ -51,6 +52,60 @@ pub fn lazy_pages_at_the_first_map() {
     // They stay the dma-buf's when the device lets go.
     importer.unmap(index);
     assert_eq!(simple.used(), used);
+}
+
+/// Page faults of this thread that took no I/O, while it runs something.
+fn faults(f: impl FnOnce()) -> i64 {
+    let so_far = || {
+        let usage = getrusage(UsageWho::RUSAGE_THREAD).expect("getrusage");
+        usage.minor_page_faults()
+    };
+    let before = so_far();
+    f();
+    so_far() - before
+}
+
+pub fn touch_maps_pages_around() {
+    let (simple, rig) = (Simple::open(), Rig::open());
+    let touch = |map: &Mapping| (0..256).for_each(|page| map.store(bytes(page), page));
+    // One for each group of 16, and some of the test's own.
+    let range = simple.export(0..256);
+    let map = range.map(0, 256 * PAGE);
+    let count = faults(|| touch(&map));
+    println!("{count} faults in a range");
+    assert!((16..32).contains(&count), "{count} faults");
+    assert_eq!(map.load(bytes(255)), 255);
+
+    let fd = simple.export_lazy(256);
+    let map = fd.map(0, 256 * PAGE);
+    // None is assigned but those that are touched.
+    for page in [0, 17, 19, 31, 255] {
+        map.store(bytes(page), 1);
+    }
+    assert_eq!(simple.used().len(), 256 + 5);
+    let count = faults(|| touch(&map));
+    println!("{count} faults in pages to come");
+    assert!(count >= 251, "{count} faults");
+    // Another mapping of what is there.
+    let again = fd.map(0, 256 * PAGE);
+    let count = faults(|| touch(&again));
+    assert!((16..32).contains(&count), "{count} faults");
+    (0..256).for_each(|page| assert_eq!(map.load(bytes(page)), page));
+
+    // Parts of a group, at the ends of a mapping.
+    let part = fd.map(13 * PAGE, 6 * PAGE);
+    let sum = || (0..6).map(|page| part.load(bytes(page))).sum::<u64>();
+    let count = faults(|| assert_eq!(sum(), (13..19).sum::<u64>()));
+    assert!((2..6).contains(&count), "{count} faults");
+    drop((range, part));
+    if Topology::current().has_route() {
+        let fd = simple.export_lazy(256);
+        let map = fd.map(0, 256 * PAGE);
+        let importer = Importer::attach(&fd, peer(&rig));
+        importer.map(Direction::Both);
+        let count = faults(|| touch(&map));
+        assert!((16..32).contains(&count), "{count} faults");
+    }
 }
 
 pub fn lazy_pages_are_cleared() {

@@ -48,6 +48,8 @@ const SUBTESTS: &[Subtest] = subtests![
     lazy_page_at_the_first_touch,
     /// Lazy pages are assigned when a device maps them, and the CPU sees the same ones.
     lazy_pages_at_the_first_map,
+    /// A touch maps the pages around it that are there, and has none assigned.
+    touch_maps_pages_around,
     /// They hold zeros, whatever others have left there.
     lazy_pages_are_cleared,
     /// A NIC writes into lazy pages that are scattered over the BAR.
