@@ -2,6 +2,9 @@
 //! Tests of many jobs at once: several in the engine's ring, the driver's own copies among
 //! them, and what becomes of all when one hangs.
 
+mod evictions;
+
+use evictions::*;
 use nix::errno::Errno;
 use p2pguest::binding::wait_until;
 use p2pguest::debugfs::Debugfs;
@@ -9,16 +12,13 @@ use p2pguest::dmabuf::{Access, DmaBuf, outcome};
 use p2pguest::gpu::{Bo, Gpu, Placement};
 use p2pguest::host;
 use p2pguest::igt::{self, Subtest};
-use p2pguest::importer::{Attach, Direction, Importer};
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{Rig, request};
 use p2pguest::setting::Setting;
-use p2pguest::shared::Stalled;
 use p2pguest::submit::{Context, binary, copy, fill, gated};
 use p2pguest::swsync;
 use p2pguest::syncobj::{PATIENCE, Syncobj};
 use p2pguest::sys::uapi::*;
-use p2pguest::topology::Topology;
 use p2pguest::{refused, subtests};
 use serde_json::json;
 use std::fs;
@@ -49,6 +49,8 @@ const SUBTESTS: &[Subtest] = subtests![
     evictions_are_queued,
     /// A peer that maps an object waits for its bytes.
     peers_wait_for_bytes,
+    /// So does one that has its addresses.
+    addresses_wait_for_bytes,
     /// An eviction that the engine hangs at is done again.
     eviction_is_tried_again,
     /// Bytes that are lost in an eviction are counted; who has nothing to do with it goes on.
@@ -380,176 +382,4 @@ fn job_after_a_request() {
         context.run(&[copy(&target.bo, &sink, size)]);
         sink.assert_holds(Pattern(round));
     }
-}
-
-fn is_in_vram(bo: &Bo<'_>) -> bool {
-    bo.info().placement == P2PGPU_PLACEMENT_VRAM
-}
-
-/// Objects that take turns in the VRAM that the first of them leaves for one.
-struct Turns<'g> {
-    away: Bo<'g>,
-    there: Bo<'g>,
-    _ballast: Bo<'g>,
-}
-
-/// Two objects that hold patterns 1 and 2, of which the second is in VRAM.
-#[track_caller]
-fn turns(gpu: &Gpu) -> Turns<'_> {
-    let size = 16 * gpu.page;
-    let _ballast = gpu.create(gpu.param(P2PGPU_PARAM_VRAM_FREE) - size, Placement::Vram);
-    let [away, there] = [1, 2].map(|pattern| {
-        let bo = gpu.create_evictable(size);
-        bo.fill(Pattern(pattern));
-        bo
-    });
-    assert!(!is_in_vram(&away) && is_in_vram(&there));
-    Turns {
-        away,
-        there,
-        _ballast,
-    }
-}
-
-/// A job that copies the start of `from`, which is to come back for it.
-#[track_caller]
-fn use_of<'g>(context: &Context<'_>, from: &Bo<'g>, to: &Bo<'g>) -> Syncobj<'g> {
-    let done = Syncobj::new(from.gpu());
-    context.submit(&[copy(from, to, to.size)], &[], &[binary(&done)]);
-    done
-}
-
-fn evictions_are_queued() {
-    let gpu = Gpu::open(0);
-    let Turns { away, there, .. } = &turns(&gpu);
-    there.set_exportable(true);
-    let dmabuf = DmaBuf(there.export());
-    let map = there.map();
-    let sink = gpu.create(gpu.page, Placement::System);
-    let context = Context::new(&gpu);
-    let evictions = there.info().evictions;
-    // Nothing that is queued ends.
-    let stalled = Stalled::new("gpu0");
-    let done = use_of(&context, away, &sink);
-    assert!(is_in_vram(away) && !is_in_vram(there));
-    assert_eq!(there.info().evictions, evictions + 1);
-    assert!(!dmabuf.is_ready(Access::Read), "its bytes are on the way");
-    assert!(!done.is_signalled());
-    thread::scope(|scope| {
-        let reader = scope.spawn(|| map.load(8));
-        thread::sleep(Duration::from_millis(50));
-        assert!(!reader.is_finished(), "the CPU waits for the bytes");
-        drop(stalled);
-        assert_eq!(reader.join().ok(), Some(Pattern(2).word(1)));
-    });
-    assert_eq!(ends(&done), Ok(()));
-    sink.assert_holds(Pattern(1));
-    assert!(dmabuf.is_ready(Access::Write));
-    // Each in its place, and then the other way round.
-    there.assert_holds(Pattern(2));
-    away.assert_holds(Pattern(1));
-    assert_eq!([away.info().losses, there.info().losses], [0, 0]);
-}
-
-fn peers_wait_for_bytes() {
-    let rig = Rig::open();
-    let gpu = &rig.gpu[0];
-    let Turns { away, there, .. } = &turns(gpu);
-    let sink = gpu.create(gpu.page, Placement::System);
-    let context = Context::new(gpu);
-    for bo in [away, there] {
-        bo.set_exportable(true);
-    }
-    let importers = [away, there].map(|bo| {
-        let how = Attach::peer(rig.nic[0].pci());
-        Importer::attach(&bo.export(), how)
-    });
-    let stalled = Stalled::new("gpu0");
-    let done = use_of(&context, away, &sink);
-    thread::scope(|scope| {
-        let maps = importers.each_ref().map(|importer| {
-            scope.spawn(|| importer.__map(Direction::Both).map(|(index, _)| index))
-        });
-        thread::sleep(Duration::from_millis(50));
-        assert!(maps.iter().all(|map| !map.is_finished()), "no bytes yet");
-        drop(stalled);
-        for (importer, map) in importers.iter().zip(maps) {
-            let index = map.join().expect("a thread").expect("a mapping");
-            importer.unmap(index);
-        }
-    });
-    assert_eq!(ends(&done), Ok(()));
-    sink.assert_holds(Pattern(1));
-    if Topology::current().has_route() {
-        assert_eq!(away.info().losses, 0);
-    }
-    away.assert_holds(Pattern(1));
-    there.assert_holds(Pattern(2));
-}
-
-fn eviction_is_tried_again() {
-    let gpu = Gpu::open(0);
-    let Turns { away, there, .. } = &turns(&gpu);
-    let sink = gpu.create(gpu.page, Placement::System);
-    let _short = grant(&gpu, "copy_timeout_ms");
-    for (what, count) in [("stall", 1), ("error", 2)] {
-        let context = Context::new(&gpu);
-        let (user, other) = match is_in_vram(away) {
-            true => (there, away),
-            false => (away, there),
-        };
-        let injected = Injected::new(what, count);
-        let done = use_of(&context, user, &sink);
-        assert_eq!(ends(&done), Ok(()), "{what}");
-        drop(injected);
-        assert!(is_in_vram(user) && !is_in_vram(other));
-        assert_eq!(context.query().state, P2PGPU_CONTEXT_OK);
-        assert_eq!(other.info().losses, 0);
-    }
-    away.assert_holds(Pattern(1));
-    there.assert_holds(Pattern(2));
-}
-
-fn lost_in_an_eviction() {
-    let gpu = Gpu::open(0);
-    let Turns { away, there, .. } = &turns(&gpu);
-    let sink = gpu.create(gpu.page, Placement::System);
-    let context = Context::new(&gpu);
-    let injected = Injected::new("error", 3);
-    let done = use_of(&context, away, &sink);
-    assert_eq!(ends(&done), Ok(()));
-    drop(injected);
-    sink.assert_holds(Pattern(1));
-    wait_until("the loss is seen", || there.info().losses == 1);
-    assert!(!is_in_vram(there));
-    // Nobody else's bytes are in their place.
-    let found = there.download(0, there.size as usize);
-    assert!(found.iter().all(|byte| *byte == 0));
-    // It is as good as a new one.
-    there.fill(Pattern(3));
-    there.assert_holds(Pattern(3));
-    assert_eq!([away.info().losses, there.info().losses], [0, 1]);
-}
-
-fn lost_on_the_way_back() {
-    let gpu = Gpu::open(0);
-    let Turns {
-        away,
-        there,
-        _ballast,
-    } = turns(&gpu);
-    let sink = gpu.create(gpu.page, Placement::System);
-    there.close();
-    let context = Context::new(&gpu);
-    let injected = Injected::new("error", 3);
-    let done = use_of(&context, &away, &sink);
-    assert_eq!(ends(&done), Err(Errno::EIO));
-    drop(injected);
-    assert_eq!(context.query().state, P2PGPU_CONTEXT_ERROR);
-    wait_until("it is where it was", || !is_in_vram(&away));
-    assert_eq!(away.map().load(8), Pattern(1).word(1));
-    away.assert_holds(Pattern(1));
-    assert_eq!(away.info().losses, 0);
-    // It came back for the checksum.
-    assert!(is_in_vram(&away));
 }
