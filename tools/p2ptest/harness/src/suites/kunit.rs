@@ -2,8 +2,12 @@
 //! The KUnit suites that the repository's kernel files declare: "kunit/suite@test",
 //! and on the debug kernel "debug-kunit/suite@test". One boot runs them; its log
 //! counts as a test of its own.
+//!
+//! The examples in the documentation of Rust's `kernel` crate are one of the suites.
+//! Those of the repository's files are tests each, and those of all others together
+//! are one: [`OTHERS`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
@@ -21,6 +25,13 @@ use crate::suites::audit::{self, Guest};
 
 /// The ids' prefix, after the kernel's.
 pub const NAME: &str = "kunit/";
+
+/// The suite of documented examples, as the kernel's `rustdoc_test_gen` calls it.
+const EXAMPLES: &str = "rust_doctests_kernel";
+
+/// The test of the suite that stands for the examples of files that are not ours: our
+/// patches must not break them.
+const OTHERS: &str = "all_others";
 
 /// What the ids of this kernel's tests start with.
 fn prefix(flavour: Flavour) -> String {
@@ -42,6 +53,8 @@ pub struct Chosen {
     flavour: Flavour,
     /// The ids of tests.
     tests: Vec<String>,
+    /// Ours among the examples, chosen or not.
+    examples: BTreeSet<String>,
     /// The ids of the boot in which they run; none if nothing was chosen.
     boot: Vec<String>,
 }
@@ -61,6 +74,7 @@ impl Chosen {
 pub fn choose(top: &Path, flavour: Flavour, filter: &Filter) -> Result<Chosen> {
     let prefix = prefix(flavour);
     let mut tests = Vec::new();
+    let mut examples = BTreeSet::new();
     for path in new_paths(top) {
         let path = path?;
         if path.extension().is_some_and(|e| e == "rs") {
@@ -71,7 +85,14 @@ pub fn choose(top: &Path, flavour: Flavour, filter: &Filter) -> Result<Chosen> {
                     .into_iter()
                     .map(|(suite, test)| format!("{prefix}{suite}@{test}")),
             );
+            if let Ok(file) = path.strip_prefix(top.join("rust/kernel")) {
+                examples.extend(documented(file, &text));
+            }
         }
+    }
+    if !examples.is_empty() {
+        let names = examples.iter().map(String::as_str).chain([OTHERS]);
+        tests.extend(names.map(|name| format!("{prefix}{EXAMPLES}@{name}")));
     }
     let mut boot_ids = Vec::new();
     if !tests.is_empty() {
@@ -85,6 +106,7 @@ pub fn choose(top: &Path, flavour: Flavour, filter: &Filter) -> Result<Chosen> {
     Ok(Chosen {
         flavour,
         tests,
+        examples,
         boot: boot_ids,
     })
 }
@@ -111,6 +133,56 @@ fn declared(text: &str) -> Vec<(String, String)> {
         }
     }
     found
+}
+
+/// What the kernel calls the examples in a file of `rust/kernel`: by the file, and numbers
+/// from 0. Blocks of code that are not Rust, or say that they are not to be tried, have
+/// a word after their fence.
+fn documented(file: &Path, text: &str) -> Vec<String> {
+    let fences = text.lines().filter_map(|line| {
+        let line = line.trim();
+        let comment = line.strip_prefix("///").or(line.strip_prefix("//!"))?;
+        comment.trim().strip_prefix("```")
+    });
+    // The second of each pair ends the block.
+    let blocks = fences
+        .step_by(2)
+        .filter(|word| matches!(*word, "" | "rust"));
+    let file = file.to_string_lossy().replace(['/', '.', '-'], "_");
+    (0..blocks.count())
+        .map(|number| format!("rust_doctest_kernel_{file}_{number}"))
+        .collect()
+}
+
+/// What came of the examples that are not ours, if the suite ran.
+fn others(seen: &BTreeMap<String, ktap::Line>, ours: &BTreeSet<String>) -> Option<ktap::Line> {
+    let others = seen
+        .values()
+        .filter(|line| line.suite == EXAMPLES && !ours.contains(&line.name));
+    let mut output = Vec::new();
+    let (mut passed, mut failed) = (0_usize, Vec::new());
+    for line in others {
+        match &line.verdict {
+            Verdict::Pass => passed += 1,
+            Verdict::Skip(why) => output.push(format!("{} was skipped: {why}", line.name)),
+            Verdict::Fail(_) | Verdict::Crash(_) => {
+                output.extend(line.output.iter().cloned());
+                failed.push(line.name.as_str());
+            }
+        }
+    }
+    output.push(format!("{passed} examples passed"));
+    let verdict = match (passed, failed.is_empty()) {
+        (0, true) => return None,
+        (_, true) => Verdict::Pass,
+        (_, false) => Verdict::Fail(format!("failed: {}", failed.join(", "))),
+    };
+    Some(ktap::Line {
+        suite: EXAMPLES.to_owned(),
+        name: OTHERS.to_owned(),
+        verdict,
+        output,
+    })
 }
 
 /// Boots once with KUnit on and reports what was chosen.
@@ -163,6 +235,9 @@ pub fn run<W: Write>(parts: &Parts<'_>, chosen: &Chosen, results: &mut Results<W
         .into_iter()
         .map(|line| (format!("{prefix}{}@{}", line.suite, line.name), line))
         .collect();
+    if let Some(line) = others(&seen, &chosen.examples) {
+        seen.insert(format!("{prefix}{EXAMPLES}@{OTHERS}"), line);
+    }
     for id in &chosen.tests {
         let result = match seen.remove(id) {
             Some(line) => Outcome::new(id, line.verdict, Duration::ZERO).output(line.output),
@@ -234,6 +309,62 @@ mod tests {
             ]
         );
         assert!(declared("#[test]\nfn host_only() {}\n// kunit_tests(x)").is_empty());
+    }
+
+    #[test]
+    fn examples() {
+        let text = "
+            //! ```
+            //! first();
+            //! ```
+            //!
+            //! ```text
+            //! a picture
+            //! ```
+            /// ```rust
+            /// second();
+            /// ```
+            /// ```ignore
+            /// third();
+            /// ```
+            // ```
+            // no documentation
+            // ```
+            fn f() {}";
+        assert_eq!(
+            documented(Path::new("mm/p2p_x.rs"), text),
+            [
+                "rust_doctest_kernel_mm_p2p_x_rs_0",
+                "rust_doctest_kernel_mm_p2p_x_rs_1"
+            ]
+        );
+        assert!(documented(Path::new("a.rs"), "fn f() {}").is_empty());
+    }
+
+    #[test]
+    fn other_examples_are_one_test() {
+        let line = |suite: &str, name: &str, verdict| {
+            let line = ktap::Line {
+                suite: suite.to_owned(),
+                name: name.to_owned(),
+                verdict,
+                output: Vec::new(),
+            };
+            (format!("kunit/{suite}@{name}"), line)
+        };
+        let bad = || Verdict::Fail("bad".to_owned());
+        let ours = BTreeSet::from(["ours".to_owned()]);
+        let mut seen = BTreeMap::from([
+            line(EXAMPLES, "ours", bad()),
+            line("another", "test", bad()),
+        ]);
+        assert_eq!(others(&seen, &ours), None);
+        seen.extend([line(EXAMPLES, "theirs", Verdict::Pass)]);
+        let found = others(&seen, &ours).map(|line| line.verdict);
+        assert_eq!(found, Some(Verdict::Pass));
+        seen.extend([line(EXAMPLES, "broken", bad())]);
+        let found = others(&seen, &ours).map(|line| line.verdict);
+        assert_eq!(found, Some(Verdict::Fail("failed: broken".to_owned())));
     }
 
     #[test]
