@@ -21,6 +21,44 @@ use crate::{
 /// sizes of the fields have to add up to its own: there is no padding that could leak.
 ///
 /// The wrapper dereferences to the structure.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     ioctl_argument::{
+///         ioctl_argument,
+///         read,
+///         write, //
+///     },
+///     uaccess::UserPtr, //
+/// };
+///
+/// /// As bindgen makes it of a header.
+/// #[repr(C)]
+/// #[derive(Clone, Copy, Default)]
+/// pub struct ExampleResize {
+///     pub handle: u32,
+///     pub flags: u32,
+///     pub size: u64,
+/// }
+///
+/// ioctl_argument!(Resize, ExampleResize, [handle: u32, flags: u32, size: u64]);
+///
+/// fn resize(arg: UserPtr) -> Result {
+///     let mut resize: Resize = read(arg)?;
+///     if resize.flags != 0 {
+///         return Err(EINVAL);
+///     }
+///     resize.size = resize.size.next_power_of_two();
+///     write(arg, &resize)
+/// }
+///
+/// // No task can have memory there.
+/// assert_eq!(resize(UserPtr::from_addr(usize::MAX - 4096)), Err(EFAULT));
+/// let argument = Resize::from(ExampleResize { handle: 1, flags: 0, size: 2 });
+/// assert_eq!((argument.handle, argument.size), (1, 2));
+/// ```
 #[macro_export]
 macro_rules! ioctl_argument {
     ($name:ident, $uapi:ty, [$($field:ident: $kind:ty),+ $(,)?]) => {
@@ -28,7 +66,7 @@ macro_rules! ioctl_argument {
         #[repr(transparent)]
         pub(crate) struct $name($uapi);
 
-        const _: () = assert!(
+        const _: () = ::core::assert!(
             0 $(+ ::core::mem::size_of::<$kind>())+ == ::core::mem::size_of::<$uapi>(),
             "padding that nobody initializes"
         );
