@@ -54,6 +54,32 @@ impl From<Error> for Outcome {
 
 /// A page fault in a `VM_PFNMAP` mapping.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     dma_buf::pages::Pages,
+///     mm::fault::{
+///         Fault,
+///         Outcome, //
+///     }, //
+/// };
+///
+/// /// The handler of a mapping that shows `pages`, which nobody moves, from offset 0 on.
+/// fn fault(pages: &Pages, fault: &Fault<'_>) -> Outcome {
+///     match pages.pfn(fault.page_offset()) {
+///         // SAFETY: The page is for whoever has the mapping, which keeps the pages.
+///         Some(pfn) => unsafe { fault.insert_pfn(pfn) },
+///         None => Outcome::Sigbus,
+///     }
+/// }
+///
+/// // What an error in a handler means to the task.
+/// assert!(Outcome::from(ENOMEM) == Outcome::Oom);
+/// assert!(Outcome::from(EINTR) == Outcome::Retry);
+/// assert!(Outcome::from(ENODEV) == Outcome::Sigbus);
+/// ```
+///
 /// # Invariants
 ///
 /// `raw` is the fault being handled, in a mapping with `VM_PFNMAP` that is not private and

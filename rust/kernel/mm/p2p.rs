@@ -51,6 +51,75 @@ pub trait Importer: Send + Sync + 'static {
 /// Dropping it stops the device and unmaps what is mapped. It must not be dropped with `mmap_lock`
 /// or a reservation lock held.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::{
+///         Bound,
+///         Device, //
+///     },
+///     dma::DmaAddress,
+///     dma_buf::software::SoftwareDevice,
+///     mm::p2p::{
+///         Importer,
+///         Region, //
+///     },
+///     sync::{
+///         atomic::{
+///             Atomic,
+///             Relaxed, //
+///         },
+///         Arc, //
+///     }, //
+/// };
+///
+/// /// What a device knows of a region.
+/// struct Window(Arc<Atomic<usize>>);
+///
+/// impl Importer for Window {
+///     fn publish(&self, pages: &[DmaAddress]) -> Result {
+///         // Here the device is given the addresses.
+///         self.0.store(pages.len(), Relaxed);
+///         Ok(())
+///     }
+///
+///     fn invalidate(&self) {
+///         // Here it is told to stop, and waited for.
+///         self.0.store(0, Relaxed);
+///     }
+/// }
+///
+/// # use kernel::{bindings, error::to_result};
+/// # // SAFETY: The task is KUnit's: it may be given an address space, and memory in it.
+/// # let address = unsafe {
+/// #     to_result(bindings::kunit_attach_mm())?;
+/// #     // Readable, writable, private and anonymous.
+/// #     bindings::vm_mmap(core::ptr::null_mut(), 0, 4 * 4096, 3, 0x22, 0)
+/// # };
+/// let registration = SoftwareDevice::new(c"example-region")?;
+/// let dev: &Device<Bound> = registration.as_ref();
+/// let pages = Arc::new(Atomic::new(0_usize), GFP_KERNEL)?;
+/// let current = kernel::current!();
+/// let mm = current.mm().ok_or(ESRCH)?;
+/// // Four pages of the current process.
+/// let range = address..address + 4 * 4096;
+/// // SAFETY: The device is bound for longer than the region is there.
+/// let region = unsafe { Region::new(dev, mm, range, true, Window(pages.clone()))? };
+/// assert_eq!(pages.load(Relaxed), 0);
+///
+/// // When the device first needs it, and again after each invalidation.
+/// region.map()?;
+/// assert_eq!(pages.load(Relaxed), 4);
+///
+/// # // SAFETY: Nothing refers to this memory.
+/// # to_result(unsafe { bindings::vm_munmap(address, 4096) })?;
+/// // The process has unmapped the first page.
+/// assert_eq!(pages.load(Relaxed), 0);
+/// assert_eq!(region.map(), Err(EFAULT));
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `raw` is registered, with [`Self::OPS`], and does not move.

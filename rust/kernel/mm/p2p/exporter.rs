@@ -38,6 +38,70 @@ use core::{
 };
 
 /// What an exporter does when a device is given pages of its VMAs, and when they are given back.
+///
+/// # Examples
+///
+/// A device whose objects have ranges of its BAR for as long as they live, so that a mapping holds
+/// nothing but what the core keeps for it.
+///
+/// ```
+/// use kernel::{
+///     device::{
+///         Bound,
+///         Device, //
+///     },
+///     mm::p2p::exporter::{
+///         Addresses,
+///         Exporter,
+///         Request, //
+///     },
+///     pci::{
+///         self,
+///         p2pdma::Provider, //
+///     },
+///     prelude::*,
+///     sync::aref::AlwaysRefCounted, //
+/// };
+///
+/// /// What the device's VMAs show.
+/// trait Buffer: AlwaysRefCounted + 'static {
+///     /// Runs something while the device is bound; `ENODEV` if it is not.
+///     fn with_device<R>(
+///         &self,
+///         f: impl FnOnce(&pci::Device<Bound>) -> Result<R>,
+///     ) -> Result<R>;
+///
+///     /// Where its first page is in BAR 2.
+///     fn offset(&self) -> u64;
+///
+///     /// Whether devices may write.
+///     fn is_writable(&self) -> bool;
+/// }
+///
+/// struct Fixed<B>(core::marker::PhantomData<B>);
+///
+/// impl<B: Buffer> Exporter for Fixed<B> {
+///     type Source = B;
+///     type Mapping = ();
+///
+///     fn p2p_map<'a>(source: &B, request: Request<'a>) -> Result<(Addresses<'a>, ())> {
+///         if request.is_write() && !source.is_writable() {
+///             return Err(EACCES);
+///         }
+///         source.with_device(|pdev| {
+///             let provider = Provider::new(pdev, 2)?;
+///             let mut ranges = provider.ranges();
+///             let pages = request.pages();
+///             let first = source.offset() + u64::try_from(pages.start * 4096)?;
+///             ranges.push(first, pages.len() * 4096)?;
+///             // Finds the route; `EXDEV` if there is none.
+///             Ok((request.map_bar(&provider, &ranges)?, ()))
+///         })
+///     }
+///
+///     fn p2p_unmap(_source: &B, _importer: &Device, (): ()) {}
+/// }
+/// ```
 pub trait Exporter: Sized + 'static {
     /// What the VMAs show, a GEM object for example. Each mapping has a reference to it.
     type Source: AlwaysRefCounted;
