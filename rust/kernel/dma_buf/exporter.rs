@@ -52,6 +52,8 @@ pub unsafe trait Source: Sized {
 }
 
 /// The callbacks of an exporter that moves its backing.
+///
+/// A whole exporter, of GEM objects, is in the example of [`Window`](crate::drm::gem::managed::Window).
 pub trait Exporter: Sized + 'static {
     /// What is exported.
     type Source: Source;

@@ -139,6 +139,50 @@ pub trait Names: 'static {
 }
 
 /// A timeline: fences of one timeline signal in the order in which they were made.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     dma_buf::fence::{
+///         Fence,
+///         FenceMemory,
+///         Names,
+///         Signalling,
+///         Timeline, //
+///     },
+///     sync::aref::ARef,
+///     time::msecs_to_jiffies, //
+/// };
+///
+/// struct CopyEngine;
+///
+/// impl Names for CopyEngine {
+///     const DRIVER: &'static CStr = c"example";
+///     const TIMELINE: &'static CStr = c"copy";
+/// }
+///
+/// let timeline = Timeline::<CopyEngine>::new();
+/// // What can fail comes before the work is begun.
+/// let memory = FenceMemory::new(GFP_KERNEL)?;
+/// let pending = timeline.fence(memory);
+/// let fence: ARef<Fence> = pending.fence().into();
+/// assert_eq!(fence.status(), None);
+/// assert_eq!(fence.wait(msecs_to_jiffies(1)), Err(ETIMEDOUT));
+///
+/// // The handler of the engine's interrupt, or whoever gives the work up:
+/// let signalling = Signalling::begin();
+/// pending.signal(Ok(()));
+/// drop(signalling);
+/// assert_eq!(fence.wait(msecs_to_jiffies(1000)), Ok(()));
+///
+/// // Work that nobody ends has failed.
+/// let pending = timeline.fence(FenceMemory::new(GFP_KERNEL)?);
+/// let fence: ARef<Fence> = pending.fence().into();
+/// drop(pending);
+/// assert_eq!(fence.status(), Some(Err(ECANCELED)));
+/// # Ok::<(), Error>(())
+/// ```
 pub struct Timeline<N: Names> {
     context: u64,
     next: Atomic<u64>,

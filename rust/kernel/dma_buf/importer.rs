@@ -117,6 +117,75 @@ struct Inner<T> {
 
 /// A device attached to a buffer, and its mappings while there are some: mostly one.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::{
+///         Bound,
+///         Device, //
+///     },
+///     dma::{
+///         DataDirection,
+///         DmaAddress, //
+///     },
+///     dma_buf::{
+///         importer::{
+///             AfterInvalidate,
+///             Attachment,
+///             Importer, //
+///         },
+///         resv::Held,
+///         DmaBuf, //
+///     },
+///     sync::atomic::{
+///         Atomic,
+///         Relaxed, //
+///     }, //
+/// };
+///
+/// /// A region of a NIC.
+/// struct Region {
+///     is_valid: Atomic<bool>,
+/// }
+///
+/// impl Importer for Region {
+///     const ALLOW_PEER_TO_PEER: bool = true;
+///
+///     fn invalidate(&self, _held: Held<'_>) -> AfterInvalidate {
+///         self.is_valid.store(false, Relaxed);
+///         // Here the device is told, and waited for.
+///         AfterInvalidate::Unmap
+///     }
+/// }
+///
+/// fn import(dev: &Device<Bound>, fd: i32) -> Result<Attachment<Region>> {
+///     let region = Region {
+///         is_valid: Atomic::new(false),
+///     };
+///     // SAFETY: It is dropped when the driver is unbound.
+///     unsafe { Attachment::new(dev, DmaBuf::from_fd(fd)?, Ok::<_, Error>(region)) }
+/// }
+///
+/// /// Maps it, for the first time or again, and tells the device.
+/// fn validate(
+///     dev: &Device<Bound>,
+///     attachment: &Attachment<Region>,
+///     tell: impl Fn(DmaAddress, DmaAddress),
+/// ) -> Result {
+///     let guard = attachment.dmabuf().resv().lock_interruptible()?;
+///     let both = DataDirection::Bidirectional;
+///     attachment.map(dev, guard.held(), both, |table| {
+///         for entry in table.iter() {
+///             tell(entry.dma_address(), entry.dma_len().into());
+///         }
+///         Ok(())
+///     })?;
+///     attachment.is_valid.store(true, Relaxed);
+///     Ok(())
+/// }
+/// ```
+///
 /// Dereferences to the driver's own data.
 ///
 /// # Invariants

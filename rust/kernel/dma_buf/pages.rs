@@ -32,7 +32,31 @@ use core::{
     }, //
 };
 
-/// A number of pages, accounted to the task that allocates them.
+/// A number of pages, accounted to the memory cgroup of the task that allocates them.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::{
+///         Bound,
+///         Device, //
+///     },
+///     dma::DataDirection,
+///     dma_buf::{
+///         pages::Pages,
+///         software::SoftwareDevice, //
+///     }, //
+/// };
+///
+/// let registration = SoftwareDevice::new(c"example-pages")?;
+/// let dev: &Device<Bound> = registration.as_ref();
+/// let pages = Pages::zeroed(3)?;
+/// let mapped = pages.map(dev, DataDirection::ToDevice)?;
+/// let bytes: u64 = mapped.table().iter().map(|entry| u64::from(entry.dma_len())).sum();
+/// assert_eq!(bytes, 3 * 4096);
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///

@@ -28,6 +28,37 @@ pub use self::locks::Locks;
 ///
 /// `mmap_lock`, then one reservation lock, then driver locks. Several are taken at once with
 /// [`Locks`]; one more while others are held only with [`Resv::try_lock`].
+///
+/// # Examples
+///
+/// A job that writes a buffer. Adding its fence is the last step, and cannot fail.
+///
+/// ```
+/// use kernel::{
+///     dma_buf::{
+///         fence::{
+///             FenceMemory,
+///             Names,
+///             PendingFence,
+///             Timeline, //
+///         },
+///         resv::Usage,
+///         DmaBuf, //
+///     },
+///     time::msecs_to_jiffies, //
+/// };
+///
+/// fn submit<N: Names>(buffer: &DmaBuf, timeline: &Timeline<N>) -> Result<PendingFence> {
+///     let memory = FenceMemory::new(GFP_KERNEL)?;
+///     let guard = buffer.resv().lock_interruptible()?;
+///     let mut room = guard.held().reserve_fences(1)?;
+///     // Who writes waits for all that was submitted before.
+///     buffer.resv().wait(Usage::Read, msecs_to_jiffies(1000))?;
+///     let pending = timeline.fence(memory);
+///     room.add(pending.fence(), Usage::Write)?;
+///     Ok(pending)
+/// }
+/// ```
 #[repr(transparent)]
 pub struct Resv(Opaque<bindings::dma_resv>);
 

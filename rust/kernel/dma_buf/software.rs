@@ -15,6 +15,23 @@ use crate::{
 };
 
 /// A device without hardware, with 64-bit DMA addresses. It has no route to any BAR.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::{
+///         Bound,
+///         Device, //
+///     },
+///     dma_buf::software::SoftwareDevice, //
+/// };
+///
+/// let registration = SoftwareDevice::new(c"example-software")?;
+/// let dev: &Device<Bound> = registration.as_ref();
+/// assert!(dev.name() == c"example-software");
+/// # Ok::<(), Error>(())
+/// ```
 pub struct SoftwareDevice(faux::Registration);
 
 impl SoftwareDevice {

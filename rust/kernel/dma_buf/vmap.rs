@@ -15,6 +15,23 @@ use crate::{
 
 /// A buffer that is mapped for the kernel: it stays where it is meanwhile.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::dma_buf::DmaBuf;
+///
+/// /// The first bytes of a buffer, wherever it is.
+/// fn magic(buffer: &DmaBuf) -> Result<[u8; 4]> {
+///     let mapping = {
+///         let guard = buffer.resv().lock_interruptible()?;
+///         buffer.vmap(guard.held())?
+///     };
+///     let mut magic = [0; 4];
+///     mapping.read(0, &mut magic)?;
+///     Ok(magic)
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// `map` is what `dma_buf_vmap()` gave for `dmabuf`, and is given back once, by `drop`.

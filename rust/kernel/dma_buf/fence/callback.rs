@@ -21,6 +21,53 @@ pub trait Listener: Send + Sync {
 
 /// Waits for one fence at a time without blocking anybody.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     dma_buf::fence::{
+///         Callback,
+///         FenceMemory,
+///         Listener,
+///         Names,
+///         Timeline, //
+///     },
+///     sync::{
+///         atomic::{
+///             Atomic,
+///             Relaxed, //
+///         },
+///         Arc, //
+///     }, //
+/// };
+///
+/// struct CopyEngine;
+///
+/// impl Names for CopyEngine {
+///     const DRIVER: &'static CStr = c"example";
+///     const TIMELINE: &'static CStr = c"copy";
+/// }
+///
+/// /// Counts what it is told.
+/// struct Counter(Arc<Atomic<u32>>);
+///
+/// impl Listener for Counter {
+///     fn signalled(&self) {
+///         self.0.fetch_add(1, Relaxed);
+///     }
+/// }
+///
+/// let count = Arc::new(Atomic::new(0_u32), GFP_KERNEL)?;
+/// let mut callback = KBox::pin_init(Callback::new(Counter(count.clone())), GFP_KERNEL)?;
+/// let pending = Timeline::<CopyEngine>::new().fence(FenceMemory::new(GFP_KERNEL)?);
+///
+/// assert!(callback.as_mut().wait_for(pending.fence()));
+/// assert_eq!(count.load(Relaxed), 0);
+/// pending.signal(Ok(()));
+/// assert_eq!(count.load(Relaxed), 1);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `cb` is on the list of callbacks of `fence`, or was until that signalled; on no list if `fence`

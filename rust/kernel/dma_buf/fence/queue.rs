@@ -17,6 +17,60 @@ use core::{
 ///
 /// A delayed work item that was given to it has begun to run when it is dropped.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     dma_buf::fence::SignalQueue,
+///     sync::{
+///         atomic::{
+///             Atomic,
+///             Relaxed, //
+///         },
+///         Arc, //
+///     },
+///     workqueue::{
+///         impl_has_work,
+///         new_work,
+///         Work,
+///         WorkItem, //
+///     }, //
+/// };
+///
+/// #[pin_data]
+/// struct Answer {
+///     #[pin]
+///     work: Work<Answer>,
+///     value: Atomic<u32>,
+/// }
+///
+/// impl_has_work! {
+///     impl HasWork<Self> for Answer { self.work }
+/// }
+///
+/// impl WorkItem for Answer {
+///     type Pointer = Arc<Answer>;
+///
+///     fn run(this: Arc<Answer>) {
+///         this.value.store(42, Relaxed);
+///     }
+/// }
+///
+/// let answer = Arc::pin_init(
+///     pin_init!(Answer {
+///         work <- new_work!("Answer::work"),
+///         value: Atomic::new(0),
+///     }),
+///     GFP_KERNEL,
+/// )?;
+/// let queue = SignalQueue::new(c"example")?;
+/// let _ = queue.enqueue(answer.clone());
+/// // It has run then.
+/// drop(queue);
+/// assert_eq!(answer.value.load(Relaxed), 42);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `0` is a valid workqueue, and ours.

@@ -60,6 +60,32 @@ impl PinnedDrop for Ticket {
 /// get, and begins again with that. It stays as old as it was, so that it is nobody's victim for
 /// ever.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::dma_buf::{
+///     fence::Fence,
+///     resv::{
+///         Locks,
+///         Usage, //
+///     },
+///     DmaBuf, //
+/// };
+///
+/// /// Notes that `fence` is that of a copy.
+/// fn note_copy(from: &DmaBuf, to: &DmaBuf, fence: &Fence) -> Result {
+///     let locks = Locks::lock_interruptible(&[from.resv(), to.resv()])?;
+///     let mut source = locks.held(from.resv())?.reserve_fences(1)?;
+///     let mut target = locks.held(to.resv())?.reserve_fences(1)?;
+///     source.add(fence, Usage::Read)?;
+///     target.add(fence, Usage::Write)
+/// }
+///
+/// // Locks of nothing are had at once.
+/// drop(Locks::lock_interruptible(&[])?);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// The current task holds the locks of `held`, each of them once and by `ticket`.
