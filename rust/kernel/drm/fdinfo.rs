@@ -38,6 +38,28 @@ use core::ptr::{
 };
 
 /// Where the text goes.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::drm::{
+///     fdinfo::{
+///         MemoryStats,
+///         Printer, //
+///     }, //
+/// };
+///
+/// /// What [`DriverFile::show_fdinfo`](kernel::drm::file::DriverFile::show_fdinfo) may do.
+/// fn show(printer: &Printer, vram: u64, engine_ns: u64) {
+///     let stats = MemoryStats {
+///         private: vram,
+///         resident: vram,
+///         ..Default::default()
+///     };
+///     printer.memory(c"vram", &stats);
+///     printer.print(fmt!("drm-engine-copy:\t{engine_ns} ns\n"));
+/// }
+/// ```
 #[repr(transparent)]
 pub struct Printer(Opaque<bindings::drm_printer>, NotThreadSafe);
 

@@ -18,6 +18,21 @@ use core::ops::Deref;
 /// For what uses the device outside of ioctls, debugfs files for example: it can take a
 /// [`RegistrationGuard`](crate::drm::RegistrationGuard) at any time.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::drm::{
+///     Driver,
+///     RegisteredRef, //
+/// };
+///
+/// /// What a file in debugfs shows, as long as there is something to show.
+/// fn is_there<T: Driver>(dev: &RegisteredRef<T>) -> bool {
+///     // The device is not unregistered while there is a guard.
+///     dev.registration_guard().is_some()
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// The device has been registered.

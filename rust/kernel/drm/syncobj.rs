@@ -114,6 +114,40 @@ pub fn find_fence<T: DriverFile>(file: &File<T>, handle: u32, point: u64) -> Res
 }
 
 /// A place of a syncobj that a fence can be put in.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     dma_buf::fence::Fence,
+///     drm::{
+///         file::{
+///             DriverFile,
+///             File, //
+///         },
+///         syncobj::{
+///             self,
+///             Slot, //
+///         }, //
+///     },
+///     sync::aref::ARef,
+///     time::msecs_to_jiffies, //
+/// };
+///
+/// /// Submits work that waits for point 7 of one syncobj; another one is given its fence.
+/// fn submit<T: DriverFile>(
+///     file: &File<T>,
+///     (wait, signal): (u32, u32),
+///     queue: impl FnOnce() -> ARef<Fence>,
+/// ) -> Result {
+///     let before = syncobj::find_fence(file, wait, 7)?;
+///     let slot = Slot::new(file, signal, 0)?;
+///     before.wait(msecs_to_jiffies(1000))?;
+///     // From here on nothing fails.
+///     slot.fill(&queue());
+///     Ok(())
+/// }
+/// ```
 pub struct Slot {
     syncobj: ARef<Syncobj>,
     point: Option<(NonZero<u64>, ChainNode)>,

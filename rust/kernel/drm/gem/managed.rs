@@ -7,6 +7,8 @@
 //! for each importer that wants to reach the object, and takes back what it gave out with
 //! [`Object::zap`] and [`DmaBuf::invalidate`](crate::dma_buf::DmaBuf::invalidate).
 //!
+//! A small driver of such objects is the example of [`Window`].
+//!
 //! C header: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h)
 
 #[cfg(CONFIG_P2P_VMA)]

@@ -37,6 +37,249 @@ use core::{
 /// Pages of an object that are exported as a dma-buf of their own.
 ///
 /// Importing it by PRIME into the driver that exports it is refused with `EINVAL`: it is no object.
+///
+/// # Examples
+///
+/// A driver without hardware, whose objects are in system pages and stay there, and what it does with
+/// one of them.
+///
+/// ```
+/// use kernel::{
+///     device,
+///     dma::DataDirection,
+///     dma_buf::{
+///         exporter::{
+///             Exporter,
+///             ImporterInfo,
+///             Table, //
+///         },
+///         importer::{
+///             AfterInvalidate,
+///             Attachment,
+///             Importer, //
+///         },
+///         pages::Pages,
+///         resv::Held,
+///         software::SoftwareDevice, //
+///     },
+///     drm::{
+///         self,
+///         gem::{
+///             managed::{
+///                 Backing,
+///                 Object,
+///                 Window, //
+///             },
+///             BaseObject,
+///             DriverObject, //
+///         },
+///         RegisteredRef,
+///         Registered,
+///         Registration,
+///         UnregisteredDevice, //
+///     },
+///     faux,
+///     fs::file::flags,
+///     mm::{
+///         fault::{
+///             Fault,
+///             Outcome, //
+///         },
+///         p2p, //
+///     },
+///     page::PAGE_SIZE,
+///     sync::Arc, //
+/// };
+///
+/// struct Driver;
+///
+/// #[vtable]
+/// impl drm::Driver for Driver {
+///     type Data = ();
+///     type RegistrationData<'a> = ();
+///     type File = File;
+///     type Object = Object<Buffer>;
+///     type ParentDevice<Ctx: device::DeviceContext> = faux::Device<Ctx>;
+///
+///     const INFO: drm::DriverInfo = drm::DriverInfo {
+///         major: 0,
+///         minor: 0,
+///         patchlevel: 0,
+///         name: c"example",
+///         desc: c"Objects in system pages",
+///     };
+///     const IOCTLS: &'static [drm::ioctl::DrmIoctlDescriptor] = &[];
+/// }
+///
+/// struct File;
+///
+/// impl drm::file::DriverFile for File {
+///     type Driver = Driver;
+///
+///     fn open(_dev: &drm::Device<Driver>) -> Result<Pin<KBox<Self>>> {
+///         Ok(KBox::new(Self, GFP_KERNEL)?.into())
+///     }
+/// }
+///
+/// /// The driver's part of an object.
+/// #[pin_data]
+/// struct Buffer {
+///     pages: Arc<Pages>,
+/// }
+///
+/// impl DriverObject for Buffer {
+///     type Driver = Driver;
+///     type Args = ();
+///
+///     fn new(_dev: &drm::Device<Driver>, size: usize, _args: ()) -> impl PinInit<Self, Error> {
+///         try_pin_init!(Self {
+///             pages: Arc::new(Pages::zeroed(size / PAGE_SIZE)?, GFP_KERNEL)?,
+///         })
+///     }
+/// }
+///
+/// /// Exports pages of an object.
+/// struct Part;
+///
+/// macro_rules! exporter {
+///     ($exporter:ty, $source:ty, $pages:expr) => {
+///         impl Exporter for $exporter {
+///             type Source = $source;
+///             type Attachment = ();
+///             type Mapping = ();
+///             type Kept = ();
+///
+///             fn attach(_source: &$source, _importer: &ImporterInfo<'_>) -> Result {
+///                 Ok(())
+///             }
+///
+///             fn detach(_source: &$source, _data: &()) {}
+///
+///             fn pin(
+///                 _source: &$source,
+///                 _importer: &ImporterInfo<'_>,
+///                 _data: &(),
+///                 _held: Held<'_>,
+///             ) -> Result {
+///                 Ok(())
+///             }
+///
+///             fn unpin(_source: &$source, _data: &(), _held: Held<'_>) {}
+///
+///             fn map<'a>(
+///                 source: &$source,
+///                 importer: &'a ImporterInfo<'a>,
+///                 _data: &(),
+///                 _held: Held<'_>,
+///                 dir: DataDirection,
+///             ) -> Result<(Table<'a>, ())> {
+///                 let (pages, range) = ($pages)(source);
+///                 Ok((importer.map_pages(pages, range, dir)?, ()))
+///             }
+///
+///             fn unmap(
+///                 _source: &$source,
+///                 _data: &(),
+///                 _held: Held<'_>,
+///                 (): (),
+///             ) -> Option<()> {
+///                 None
+///             }
+///         }
+///     };
+/// }
+///
+/// // For importers of dma-bufs: of whole objects, and of parts.
+/// exporter!(Buffer, Object<Buffer>, |obj: &Object<Buffer>| {
+///     (obj.pages.clone(), 0..obj.pages.count())
+/// });
+/// exporter!(Part, Window<Buffer>, |window: &Window<Buffer>| {
+///     (window.obj().pages.clone(), window.pages())
+/// });
+///
+/// /// For importers that have the user addresses of its mappings.
+/// impl p2p::exporter::Exporter for Buffer {
+///     type Source = Object<Self>;
+///     type Mapping = ();
+///
+///     fn p2p_map<'a>(
+///         obj: &Object<Self>,
+///         request: p2p::exporter::Request<'a>,
+///     ) -> Result<(p2p::exporter::Addresses<'a>, ())> {
+///         let pages = request.pages();
+///         Ok((request.map_pages(obj.pages.clone(), pages)?, ()))
+///     }
+///
+///     fn p2p_unmap(_obj: &Object<Self>, _importer: &device::Device, _mapping: ()) {}
+/// }
+///
+/// impl Backing for Buffer {
+///     type VmaExporter = Self;
+///
+///     fn fault(
+///         obj: &Object<Self>,
+///         _dev: &drm::Device<Driver, Registered>,
+///         page: usize,
+///         fault: &Fault<'_>,
+///     ) -> Outcome {
+///         match obj.pages.pfn(page) {
+///             // SAFETY: The page is the object's for ever, and mappings keep the object.
+///             Some(pfn) => unsafe { fault.insert_pfn(pfn) },
+///             None => Outcome::Sigbus,
+///         }
+///     }
+///
+///     fn export(_obj: &Object<Self>) -> Result {
+///         Ok(())
+///     }
+///
+///     fn free(_obj: &Object<Self>) {}
+/// }
+///
+/// // What the driver's probe does, and then one of its ioctls.
+/// let parent = faux::Registration::new(c"example-managed", None)?;
+/// let parent: &faux::Device<device::Bound> = parent.as_ref();
+/// let drm = UnregisteredDevice::<Driver>::new(parent, Ok(()))?;
+/// // SAFETY: It is dropped before its parent.
+/// let registration =
+///     unsafe { Registration::new(parent.as_ref(), drm, Ok::<(), Error>(()), 0)? };
+/// let dev = RegisteredRef::new(&registration);
+/// let guard = dev.registration_guard().ok_or(ENODEV)?;
+/// let obj = Object::<Buffer>::new(&guard, 2 * PAGE_SIZE, ())?;
+/// assert_eq!(obj.size(), 2 * PAGE_SIZE);
+///
+/// /// The other side: a device that lets go at once.
+/// struct Peer;
+///
+/// impl Importer for Peer {
+///     const ALLOW_PEER_TO_PEER: bool = true;
+///
+///     fn invalidate(&self, _held: Held<'_>) -> AfterInvalidate {
+///         AfterInvalidate::Unmap
+///     }
+/// }
+///
+/// let flags = (flags::O_RDWR | flags::O_CLOEXEC).try_into()?;
+/// let dmabuf = Window::export::<Part>(&obj, 1..2, flags)?;
+/// assert_eq!(dmabuf.size(), PAGE_SIZE);
+/// let importer = SoftwareDevice::new(c"example-window")?;
+/// let importer: &device::Device<device::Bound> = importer.as_ref();
+/// // SAFETY: It is dropped before its device.
+/// let attachment = unsafe { Attachment::new(importer, dmabuf.clone(), Ok::<_, Error>(Peer))? };
+/// let lock = dmabuf.resv().lock();
+/// let both = DataDirection::Bidirectional;
+/// let size = attachment.map(importer, lock.held(), both, |table| {
+///     Ok(table.iter().map(|entry| u64::from(entry.dma_len())).sum::<u64>())
+/// })?;
+/// assert_eq!(size, 4096);
+///
+/// // Before the pages may show or be something else:
+/// dmabuf.invalidate(lock.held())?;
+/// obj.zap(0..2)?;
+/// assert!(!attachment.is_mapped());
+/// drop(lock);
+/// # Ok::<(), Error>(())
+/// ```
 pub struct Window<T: Backing> {
     // Field order: the object goes before its device.
     obj: ARef<Object<T>>,
