@@ -26,6 +26,19 @@ use core::ptr;
 /// A kind of memory of a device. It is known to the controller until this is dropped; charges may
 /// outlive it.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::cgroup::dmem::Region;
+///
+/// let vram = Region::new(1 << 20, c"drm/example/vram")?;
+/// let charge = vram.try_charge(4096)?;
+/// // When the memory is free again, by whichever task:
+/// drop(charge);
+/// assert_eq!(Region::new(0, c"drm/example/nothing").err(), Some(EINVAL));
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// The pointer is that of a registered region.

@@ -38,6 +38,53 @@ pub trait Attribute: Send + Sync {
 /// A file that everybody can read and its owner, root, write. It is there until it is dropped, which
 /// waits for those who read or write it.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::{
+///         attribute::{
+///             Attribute,
+///             File, //
+///         },
+///         Bound,
+///         Device, //
+///     },
+///     dma_buf::software::SoftwareDevice,
+///     fmt,
+///     str::Formatter,
+///     sync::atomic::{
+///         Atomic,
+///         Relaxed, //
+///     }, //
+/// };
+///
+/// struct Limit(Atomic<u32>);
+///
+/// impl Attribute for Limit {
+///     const NAME: &'static CStr = c"limit";
+///
+///     fn show(&self, f: &mut Formatter<'_>) -> fmt::Result {
+///         use core::fmt::Write;
+///         writeln!(f, "{}", self.0.load(Relaxed))
+///     }
+///
+///     fn store(&self, text: &str) -> Result {
+///         let limit = text.trim().parse().map_err(|_| EINVAL)?;
+///         self.0.store(limit, Relaxed);
+///         Ok(())
+///     }
+/// }
+///
+/// let registration = SoftwareDevice::new(c"example-attribute")?;
+/// let dev: &Device<Bound> = registration.as_ref();
+/// let file = File::new(dev, Limit(Atomic::new(7)))?;
+/// assert_eq!(File::new(dev, Limit(Atomic::new(8))).err(), Some(EEXIST));
+/// // Removes the file.
+/// drop(file);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// If `made` is set, `attr` is a file of `dev`.

@@ -35,6 +35,42 @@ pub enum Route {
 
 /// A BAR whose memory other devices can be given.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::{
+///         Bound,
+///         Device, //
+///     },
+///     pci::{
+///         self,
+///         p2pdma::{
+///             Peer,
+///             Provider,
+///             Ranges,
+///             Route, //
+///         }, //
+///     }, //
+/// };
+///
+/// /// The first and the third page of BAR 2, if `peer` can reach them.
+/// fn offer(pdev: &pci::Device<Bound>, peer: &Device) -> Result<Option<Ranges>> {
+///     let provider = Provider::new(pdev, 2)?;
+///     if provider.route(peer) == Route::None {
+///         return Ok(None);
+///     }
+///     let mut ranges = provider.ranges();
+///     ranges.push(0, 4096)?;
+///     ranges.push(2 * 4096, 4096)?;
+///     assert_eq!((ranges.count(), ranges.size()), (2, 2 * 4096));
+///     Ok(Some(ranges))
+/// }
+///
+/// // There are 32 devices on a bus.
+/// assert_eq!(Peer::find(0, 0, 32, 0).err(), Some(EINVAL));
+/// ```
+///
 /// # Invariants
 ///
 /// `raw` is the provider of BAR `bar` of a device that is bound for all of `'a`.

@@ -15,6 +15,51 @@ use crate::{
 };
 
 /// MSI-X vectors 0 to n-1 of a device, each with a handler, until it is dropped.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::Bound,
+///     irq::{
+///         Handler,
+///         IrqReturn, //
+///     },
+///     pci::{
+///         self,
+///         MsixHandlers, //
+///     },
+///     sync::{
+///         atomic::{
+///             Atomic,
+///             Relaxed, //
+///         },
+///         Arc, //
+///     }, //
+/// };
+///
+/// /// Counts the interrupts of a ring.
+/// struct Ring(Arc<Atomic<u64>>);
+///
+/// impl Handler for Ring {
+///     fn handle(&self) -> IrqReturn {
+///         self.0.fetch_add(1, Relaxed);
+///         IrqReturn::Handled
+///     }
+/// }
+///
+/// fn listen<'a>(
+///     pdev: &'a pci::Device<Bound>,
+///     counts: [Arc<Atomic<u64>>; 2],
+/// ) -> Result<MsixHandlers<'a, Ring>> {
+///     let mut rings = KVec::new();
+///     for count in counts {
+///         rings.push(Ring(count), GFP_KERNEL)?;
+///     }
+///     // SAFETY: It is a field of what the driver keeps until it is unbound.
+///     unsafe { MsixHandlers::new(pdev, c"example", rings) }
+/// }
+/// ```
 pub struct MsixHandlers<'a, H: irq::Handler> {
     // Field order: handlers are unregistered before their vectors are freed.
     handlers: KVec<Pin<KBox<irq::Registration<'a, H>>>>,

@@ -19,6 +19,60 @@ use core::{
 /// as the queue allows. No item may drop the queue, which would wait for itself. Delayed items whose
 /// time has not come are not waited for; do not use the queue for them.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     sync::{
+///         atomic::{
+///             Atomic,
+///             Relaxed, //
+///         },
+///         Arc, //
+///     },
+///     workqueue::{
+///         impl_has_work,
+///         new_work,
+///         OwnedQueue,
+///         Work,
+///         WorkItem, //
+///     }, //
+/// };
+///
+/// #[pin_data]
+/// struct Answer {
+///     #[pin]
+///     work: Work<Answer>,
+///     value: Atomic<u32>,
+/// }
+///
+/// impl_has_work! {
+///     impl HasWork<Self> for Answer { self.work }
+/// }
+///
+/// impl WorkItem for Answer {
+///     type Pointer = Arc<Answer>;
+///
+///     fn run(this: Arc<Answer>) {
+///         this.value.store(42, Relaxed);
+///     }
+/// }
+///
+/// let answer = Arc::pin_init(
+///     pin_init!(Answer {
+///         work <- new_work!("Answer::work"),
+///         value: Atomic::new(0),
+///     }),
+///     GFP_KERNEL,
+/// )?;
+/// let queue = OwnedQueue::new_unbound(c"example", 0)?;
+/// let _ = queue.enqueue(answer.clone());
+/// // It has run then.
+/// drop(queue);
+/// assert_eq!(answer.value.load(Relaxed), 42);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// The queue is valid, and nobody else destroys it.
