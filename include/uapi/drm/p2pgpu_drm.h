@@ -68,6 +68,17 @@ extern "C" {
 #define P2PGPU_PARAM_OPS_MAX		12
 /* Most synchronization objects that a job waits for, and that it signals. */
 #define P2PGPU_PARAM_SYNCS_MAX		13
+/*
+ * Most slots of objects that importers pin: of all together, and of those that one
+ * process has flagged. An administrator can change them.
+ */
+#define P2PGPU_PARAM_PIN_LIMIT		14
+#define P2PGPU_PARAM_PIN_LIMIT_PROCESS	15
+/* The same of objects flagged P2PGPU_PEER_RESERVE; 4294967295 if there is none. */
+#define P2PGPU_PARAM_RESERVE_LIMIT	16
+#define P2PGPU_PARAM_RESERVE_LIMIT_PROCESS	17
+/* Size of the largest object that can be created in system memory, in bytes. */
+#define P2PGPU_PARAM_SYSTEM_SIZE_MAX	18
 
 /**
  * struct drm_p2pgpu_getparam - read a property of the device
@@ -106,7 +117,7 @@ struct drm_p2pgpu_getparam {
  *
  * EINVAL: size is 0 or not a multiple of the slot size, unknown placement,
  * unknown flag, P2PGPU_CREATE_EVICTABLE for a system object. E2BIG: size is more
- * than VRAM can ever hold (4 GiB for a system object). ENOSPC: not enough VRAM,
+ * than VRAM can ever hold, or P2PGPU_PARAM_SYSTEM_SIZE_MAX. ENOSPC: not enough VRAM,
  * also when all others that may be evicted are counted as free, in which case
  * none is evicted, or more than the cgroup may have. EIO: the engine did not
  * clear it.

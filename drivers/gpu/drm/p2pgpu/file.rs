@@ -22,11 +22,13 @@ use crate::{
         Placement,
         PlacementKind, //
     },
+    limits,
     migrate::{
         self,
         Arrive, //
     },
     peer,
+    settings::Number,
     submit::{
         self,
         Request, //
@@ -65,6 +67,9 @@ use kernel::{
 };
 
 type DrmFile = drm::File<File>;
+
+/// Largest object that is created in system memory, in bytes.
+const SYSTEM_SIZE_MAX: u64 = 4 * u64::SZ_1G;
 
 /// The contexts of a file, by their ids.
 struct Contexts {
@@ -279,6 +284,13 @@ impl File {
             uapi::P2PGPU_PARAM_JOBS_MAX => u64::try_from(context::JOBS_MAX)?,
             uapi::P2PGPU_PARAM_OPS_MAX => u64::try_from(submit::OPS_MAX)?,
             uapi::P2PGPU_PARAM_SYNCS_MAX => u64::try_from(submit::SYNCS_MAX)?,
+            uapi::P2PGPU_PARAM_PIN_LIMIT => limits::Pins::get(dev).into(),
+            uapi::P2PGPU_PARAM_PIN_LIMIT_PROCESS => limits::PinsOfProcess::get(dev).into(),
+            uapi::P2PGPU_PARAM_RESERVE_LIMIT => limits::Reservations::get(dev).into(),
+            uapi::P2PGPU_PARAM_RESERVE_LIMIT_PROCESS => {
+                limits::ReservationsOfProcess::get(dev).into()
+            }
+            uapi::P2PGPU_PARAM_SYSTEM_SIZE_MAX => SYSTEM_SIZE_MAX,
             _ => return Err(EINVAL),
         };
         Ok(0)
@@ -298,7 +310,7 @@ impl File {
         }
         let largest = match kind {
             PlacementKind::Vram => dev.vram.size(),
-            PlacementKind::System => 4 * u64::SZ_1G,
+            PlacementKind::System => SYSTEM_SIZE_MAX,
         };
         let page = u64::try_from(PAGE_SIZE)?;
         if args.size == 0 || !args.size.is_multiple_of(page) {

@@ -210,7 +210,7 @@ pub const CREATE: usize = 1;
 /// All ioctls of both drivers.
 pub const CALLS: &[Call] = &[
     call!(Gpu DRM_IOCTL_P2PGPU_GETPARAM(drm_p2pgpu_getparam) {
-        param: Usually(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]), value: Out,
+        param: Usually(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]), value: Out,
     } errors EINVAL; ranges),
     call!(Gpu DRM_IOCTL_P2PGPU_GEM_CREATE(drm_p2pgpu_gem_create) {
         size: Size, placement: OneOf(PLACEMENTS), flags: Flags(CREATE_FLAGS), handle: Made(Handle), pad: Zero,

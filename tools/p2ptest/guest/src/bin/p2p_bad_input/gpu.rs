@@ -29,7 +29,7 @@ fn all_refused<T: Argument + std::fmt::Debug>(
 
 pub fn bad_getparam() {
     let gpu = Gpu::open(0);
-    let wrong = [14, 0xffff_ffff, 1 << 32, 1 << 63, u64::MAX];
+    let wrong = [19, 0xffff_ffff, 1 << 32, 1 << 63, u64::MAX];
     let arguments = wrong.map(|param| drm_p2pgpu_getparam { param, value: 0 });
     all_refused(&gpu, Errno::EINVAL, arguments);
 }
@@ -375,7 +375,7 @@ pub fn bad_gpu_pointer() {
 pub fn bad_gpu_ioctl() {
     let gpu = Gpu::open(0);
     // The numbers after the last one, and another type.
-    for number in [0x4e, 0x5f, 0x9f] {
+    for number in [0x4f, 0x5f, 0x9f] {
         let request = (DRM_IOCTL_P2PGPU_GETPARAM & !0xff) | number;
         // SAFETY: there is no such ioctl, and no memory there.
         let result = unsafe { drm::ioctl(&gpu, request, nowhere()) };

@@ -101,6 +101,8 @@ const SUBTESTS: &[Subtest] = subtests![
     policy_takes_effect_at_once,
     /// The limits of pins are numbers of slots.
     limits_are_numbers,
+    /// GETPARAM tells the limits of pins and reservations, and of sizes.
+    limits_can_be_asked_for,
     /// A sequential walk costs one register access for sixteen pages.
     sequential_walk,
     /// A sequential walk costs that also where each page takes another's slot.

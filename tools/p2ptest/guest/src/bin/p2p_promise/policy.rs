@@ -154,3 +154,23 @@ pub fn limits_are_numbers() {
         }
     }
 }
+
+pub fn limits_can_be_asked_for() {
+    let gpu = Gpu::open(0);
+    for (name, param) in [
+        ("pin_limit", P2PGPU_PARAM_PIN_LIMIT),
+        ("pin_limit_process", P2PGPU_PARAM_PIN_LIMIT_PROCESS),
+        ("reserve_limit", P2PGPU_PARAM_RESERVE_LIMIT),
+        ("reserve_limit_process", P2PGPU_PARAM_RESERVE_LIMIT_PROCESS),
+    ] {
+        let limit = Setting::new(gpu.pci(), name);
+        assert_eq!(limit.read(), format!("{}\n", gpu.param(param)), "{name}");
+        limit.write("17");
+        assert_eq!(gpu.param(param), 17, "{name}");
+    }
+    let most = gpu.param(P2PGPU_PARAM_SYSTEM_SIZE_MAX);
+    refused(
+        gpu.__create(most + gpu.page, Placement::System).map(drop),
+        Errno::E2BIG,
+    );
+}
