@@ -74,6 +74,8 @@ pub struct MemoryStats {
     pub resident: u64,
     /// Those of them that are in use at this moment.
     pub active: u64,
+    /// Those of them that are dropped when memory is short; `None`: in memory of this kind none is.
+    pub purgeable: Option<u64>,
 }
 
 impl Printer {
@@ -94,15 +96,18 @@ impl Printer {
     /// Writes the lines for one kind of memory, `region`, which has no space in its name.
     /// `memory` is the name of system memory.
     pub fn memory(&self, region: &CStr, stats: &MemoryStats) {
+        let mut supported = bindings::drm_gem_object_status_DRM_GEM_OBJECT_RESIDENT
+            | bindings::drm_gem_object_status_DRM_GEM_OBJECT_ACTIVE;
+        if stats.purgeable.is_some() {
+            supported |= bindings::drm_gem_object_status_DRM_GEM_OBJECT_PURGEABLE;
+        }
         let stats = bindings::drm_memory_stats {
             shared: stats.shared,
             private: stats.private,
             resident: stats.resident,
             active: stats.active,
-            ..Default::default()
+            purgeable: stats.purgeable.unwrap_or(0),
         };
-        let supported = bindings::drm_gem_object_status_DRM_GEM_OBJECT_RESIDENT
-            | bindings::drm_gem_object_status_DRM_GEM_OBJECT_ACTIVE;
         // SAFETY: All pointers are valid.
         unsafe {
             bindings::drm_print_memory_stats(self.0.get(), &stats, supported, region.as_char_ptr())
