@@ -18,8 +18,8 @@
  *   EXDEV, ENOSPC, EBUSY and ENODEV if it is a device of this driver.
  * - GEM_INFO says P2PGPU_PLACEMENT_IMPORTED; all but handle and size is 0.
  * - Export by PRIME gives the dma-buf that was imported, whatever the flags.
- * - GEM_SET_PEER, PEER_QUERY, GEM_MOVE and GEM_EXPORT_RANGE are the exporter's:
- *   EOPNOTSUPP.
+ * - GEM_SET_PEER, PEER_QUERY, GEM_MOVE, GEM_MADVISE and GEM_EXPORT_RANGE are the
+ *   exporter's: EOPNOTSUPP.
  *
  * A dma-buf of an object of this device gives the object itself; one of a range
  * of it is refused (EINVAL).
@@ -345,6 +345,39 @@ struct drm_p2pgpu_gem_move {
 	__u32 pad;
 };
 
+/* The bytes are needed; so it is with a new object. */
+#define P2PGPU_MADV_WILLNEED		0
+/*
+ * They are not, for now: when VRAM is short such objects leave first, and without
+ * a copy. Until they are needed again the object holds what it held, or zeros
+ * from some moment on.
+ */
+#define P2PGPU_MADV_DONTNEED		1
+
+/**
+ * struct drm_p2pgpu_gem_madvise - say whether an object's bytes are needed
+ *
+ * For caches: an object that is likely, but not sure, to be used again need not
+ * be copied out of VRAM for others. It is used like any other meanwhile.
+ *
+ * EINVAL: unknown advice, or the object was made without
+ * P2PGPU_CREATE_EVICTABLE. ENOENT: no such handle. EOPNOTSUPP: the object is
+ * imported.
+ */
+struct drm_p2pgpu_gem_madvise {
+	/** @handle: in */
+	__u32 handle;
+	/** @advice: in: one of P2PGPU_MADV_* */
+	__u32 advice;
+	/**
+	 * @retained: out: 1 if the object has kept its bytes since they were last
+	 * needed, 0 if they are gone
+	 */
+	__u32 retained;
+	/** @pad: 0 */
+	__u32 pad;
+};
+
 /**
  * struct drm_p2pgpu_gem_copy - copy between objects with the copy engine
  *
@@ -597,6 +630,7 @@ struct drm_p2pgpu_submit {
 #define DRM_P2PGPU_CONTEXT_DESTROY	0x0b
 #define DRM_P2PGPU_CONTEXT_QUERY	0x0c
 #define DRM_P2PGPU_SUBMIT		0x0d
+#define DRM_P2PGPU_GEM_MADVISE		0x0e
 
 /* An enum, so that Rust's bindgen evaluates the values. */
 enum {
@@ -628,6 +662,8 @@ enum {
 						  struct drm_p2pgpu_context_query),
 	DRM_IOCTL_P2PGPU_SUBMIT = DRM_IOW(DRM_COMMAND_BASE + DRM_P2PGPU_SUBMIT,
 					  struct drm_p2pgpu_submit),
+	DRM_IOCTL_P2PGPU_GEM_MADVISE = DRM_IOWR(DRM_COMMAND_BASE + DRM_P2PGPU_GEM_MADVISE,
+						struct drm_p2pgpu_gem_madvise),
 };
 
 #if defined(__cplusplus)

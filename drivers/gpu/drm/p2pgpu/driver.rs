@@ -572,5 +572,6 @@ impl drm::Driver for DrmDriver {
         (P2PGPU_CONTEXT_DESTROY, drm_p2pgpu_context_destroy, ioctl::RENDER_ALLOW, File::context_destroy),
         (P2PGPU_CONTEXT_QUERY, drm_p2pgpu_context_query, ioctl::RENDER_ALLOW, File::context_query),
         (P2PGPU_SUBMIT, drm_p2pgpu_submit, ioctl::RENDER_ALLOW, File::submit),
+        (P2PGPU_GEM_MADVISE, drm_p2pgpu_gem_madvise, ioctl::RENDER_ALLOW, File::gem_madvise),
     }
 }

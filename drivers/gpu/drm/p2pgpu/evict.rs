@@ -8,6 +8,8 @@
 //! its being in VRAM: not if importers pin it, slots are promised to it, or it is strict. Importers
 //! are told as at any move.
 //!
+//! Objects whose owner has no use for their bytes leave first, and their bytes are dropped.
+//!
 //! One at a time makes room: two could take each other's. Who needs the room may hold the
 //! reservation lock of an object; those of the objects that leave are only tried. Objects that the
 //! engine is still to work on neither leave nor come back: the work may have to wait for long.
@@ -106,6 +108,10 @@ pub(crate) struct Eviction {
     pub(crate) is_away: bool,
     /// Times that it has left.
     pub(crate) count: u32,
+    /// Its bytes are not needed, and may be dropped.
+    is_unneeded: bool,
+    /// They were, since they were last needed.
+    is_purged: bool,
 }
 
 /// Lets a new object leave VRAM.
@@ -127,6 +133,26 @@ pub(crate) fn forget(obj: &Object) {
     if let Ok(offset) = gem::mmap_offset(obj) {
         obj.dev().evictables.offsets.lock().remove(&offset);
     }
+}
+
+/// Remembers whether the object's bytes are needed, and returns whether they are still there.
+///
+/// `EINVAL`: the object does not leave VRAM.
+pub(crate) fn advise(obj: &Object, held: Held<'_>, needed: bool) -> Result<bool> {
+    held.check(obj.resv())?;
+    let eviction = &mut obj.state.lock().eviction;
+    if !eviction.allowed {
+        return Err(EINVAL);
+    }
+    let retained = !eviction.is_purged;
+    eviction.is_unneeded = !needed;
+    eviction.is_purged &= !needed;
+    Ok(retained)
+}
+
+/// Whether the object's bytes would be dropped if others needed its room in VRAM.
+pub(crate) fn is_purgeable(state: &State) -> bool {
+    can_leave(state) && state.eviction.is_unneeded
 }
 
 /// The object is where somebody wants it to be.
@@ -298,9 +324,11 @@ pub(crate) fn alloc(
     Err(ENOSPC)
 }
 
-/// An object that can leave VRAM now. Those that were not used for longer come first.
+/// An object that can leave VRAM now. Those whose bytes are not needed come first, and of both kinds
+/// those that were not used for longer.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
+    is_needed: bool,
     last_use: u64,
     offset: u64,
 }
@@ -313,8 +341,13 @@ fn candidates(dev: &DrmDevice) -> Result<RBTree<Candidate, u64>> {
         let Some(obj) = Object::at_offset(dev, offset) else {
             continue;
         };
-        if can_leave(&obj.state.lock()) {
+        let (can_leave, is_purgeable) = {
+            let state = obj.state.lock();
+            (can_leave(&state), is_purgeable(&state))
+        };
+        if can_leave {
             let candidate = Candidate {
+                is_needed: !is_purgeable,
                 last_use: obj.last_use.load(Relaxed),
                 offset,
             };
@@ -353,20 +386,21 @@ fn evict(dev: &DrmDevice, gpu: &Gpu<'_>, offset: u64) -> Left {
     let Some(guard) = obj.resv().try_lock() else {
         return Left::Used;
     };
-    if !can_leave(&obj.state.lock()) {
-        return Left::No;
-    }
+    let arrive = {
+        let state = obj.state.lock();
+        if !can_leave(&state) {
+            return Left::No;
+        }
+        match is_purgeable(&state) {
+            true => Arrive::Never,
+            false => Arrive::Later,
+        }
+    };
     if !is_idle(&obj) {
         return Left::Used;
     }
     // One that cannot leave just yields nothing: the next one is asked.
-    let moved = migrate::migrate(
-        &obj,
-        gpu,
-        guard.held(),
-        PlacementKind::System,
-        Arrive::Later,
-    );
+    let moved = migrate::migrate(&obj, gpu, guard.held(), PlacementKind::System, arrive);
     if moved.is_err() {
         return Left::No;
     }
@@ -374,5 +408,6 @@ fn evict(dev: &DrmDevice, gpu: &Gpu<'_>, offset: u64) -> Left {
     let eviction = &mut obj.state.lock().eviction;
     eviction.is_away = true;
     eviction.count = eviction.count.saturating_add(1);
+    eviction.is_purged |= arrive == Arrive::Never;
     Left::Yes
 }

@@ -3,12 +3,15 @@
 //! What an open file shows in its fdinfo: the memory of the objects that it has handles to, and what
 //! became of their peers.
 //!
+//! Only what is in VRAM can be purged: it is what makes room there.
+//!
 //! An object counts in `drm-…-vram` or `drm-…-memory`, where it is; one of another exporter in
 //! neither. `drm-…-aperture` is no memory
 //! beside these: it counts the slots that show pages of the objects, or are promised to them.
 
 use crate::{
     driver::DrmDevice,
+    evict,
     file::File,
     gem::{
         self,
@@ -38,6 +41,7 @@ struct Sums {
     vram: MemoryStats,
     memory: MemoryStats,
     aperture: MemoryStats,
+    purgeable: u64,
     invalidations: u64,
     fall_backs: u64,
     refusals: u64,
@@ -52,13 +56,17 @@ impl Sums {
             Placement::Vram(vram) => dev.aperture.usage(gem::named(obj, vram)?)?,
             Placement::System(_) | Placement::Imported(_) => (0, 0),
         };
-        let promised = {
+        let (promised, purgeable) = {
             let state = obj.state.lock();
             self.invalidations += state.invalidations;
             self.fall_backs += state.fall_backs;
             self.refusals += state.refusals;
-            peer::promised_slots(obj, &state)?
+            let purgeable = !busy && evict::is_purgeable(&state);
+            (peer::promised_slots(obj, &state)?, purgeable)
         };
+        if purgeable {
+            self.purgeable += size;
+        }
         let stats = match &placement {
             Placement::Vram(_) => &mut self.vram,
             Placement::System(_) => &mut self.memory,
@@ -88,6 +96,7 @@ pub(crate) fn show(dev: &DrmDevice, file: &drm::File<File>, printer: &Printer) {
         // It fails only for a size that no object has.
         let _ = sums.add(dev, obj);
     });
+    sums.vram.purgeable = Some(sums.purgeable);
     printer.memory(c"vram", &sums.vram);
     printer.memory(c"memory", &sums.memory);
     printer.memory(c"aperture", &sums.aperture);

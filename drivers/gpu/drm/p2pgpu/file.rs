@@ -418,6 +418,24 @@ impl File {
         Ok(0)
     }
 
+    pub(crate) fn gem_madvise(
+        _dev: &DrmDevice<Registered>,
+        _gpu: &Gpu<'_>,
+        args: &mut uapi::drm_p2pgpu_gem_madvise,
+        file: &DrmFile,
+    ) -> Result<u32> {
+        must_be_zero(args.pad)?;
+        let needed = match args.advice {
+            uapi::P2PGPU_MADV_WILLNEED => true,
+            uapi::P2PGPU_MADV_DONTNEED => false,
+            _ => return Err(EINVAL),
+        };
+        let obj = gem::lookup_own(file, args.handle)?;
+        let guard = obj.resv().lock_interruptible()?;
+        args.retained = evict::advise(&obj, guard.held(), needed)?.into();
+        Ok(0)
+    }
+
     pub(crate) fn gem_export_range(
         _dev: &DrmDevice<Registered>,
         _gpu: &Gpu<'_>,

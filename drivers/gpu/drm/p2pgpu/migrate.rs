@@ -130,6 +130,8 @@ pub(crate) enum Arrive {
     Now,
     /// Who uses it next.
     Later,
+    /// Nobody: they are dropped, and the object is zero. For an object that leaves VRAM.
+    Never,
 }
 
 /// Moves the object to `target`. Under its reservation lock.
@@ -181,7 +183,37 @@ fn move_to(
     };
     obj.zap(0..size / PAGE_SIZE)?;
 
-    let (pages, vram, dir) = match (&old, &new) {
+    let arrival = match (arrive, &new) {
+        (Arrive::Never, Placement::System(pages)) => {
+            pages.clear();
+            None
+        }
+        _ => copy(obj, gpu, held, (&old, &new), arrive)?,
+    };
+    {
+        let mut state = obj.state.lock();
+        state.placement = new;
+        state.arrival = arrival;
+    }
+    if let Placement::Vram(vram) = obj.placement() {
+        vram.placed();
+    }
+    if let Placement::Vram(vram) = old {
+        gem::release_slots(obj, &vram);
+    }
+    Ok(())
+}
+
+/// Copies the object's bytes from one placement to another, and waits for that, or returns what to
+/// wait for.
+fn copy(
+    obj: &Object,
+    gpu: &Gpu<'_>,
+    held: Held<'_>,
+    (old, new): (&Placement, &Placement),
+    arrive: Arrive,
+) -> Result<Option<Arrival>> {
+    let (pages, vram, dir) = match (old, new) {
         (Placement::Vram(vram), Placement::System(pages)) => {
             (pages, vram, DataDirection::FromDevice)
         }
@@ -191,42 +223,26 @@ fn move_to(
     let map = SharedMapping::new(pages.clone(), gpu.bound(), dir)?;
     let table = View::Table(map.table());
     let vram = View::Vram(vram);
-    let (src, dst) = match target {
-        PlacementKind::System => (&vram, &table),
-        PlacementKind::Vram => (&table, &vram),
+    let (src, dst) = match new.kind() {
+        Some(PlacementKind::System) => (&vram, &table),
+        _ => (&table, &vram),
     };
-    let all = 0..u64::try_from(size)?;
+    let all = 0..u64::try_from(obj.size())?;
     let plan = Plan::copy(gpu, src.extents(all.clone()), dst.extents(all))?;
     let mut maps = KVec::with_capacity(1, GFP_KERNEL)?;
     maps.push(map, GFP_KERNEL)?;
     // Not earlier: importers that are told may add fences, and would use up the room.
     let mut room = held.reserve_fences(1)?;
     let (arriving, retries) = match arrive {
-        Arrive::Now => (None, 0),
         Arrive::Later => (Some(obj.into()), RETRIES),
+        Arrive::Now | Arrive::Never => (None, 0),
     };
     let fence = plan.queue(gpu, maps, arriving, retries)?;
     // For those who look at the buffer without its lock, or when it is given back.
     room.add(&fence, Usage::Kernel)?;
-    {
-        let place = |from| {
-            let mut state = obj.state.lock();
-            state.placement = new;
-            state.arrival = from;
-        };
-        match arrive {
-            Arrive::Now => {
-                engine::wait(gpu, &fence)?;
-                place(None);
-            }
-            Arrive::Later => place(Some(Arrival::new(fence, &old))),
-        }
+    if arrive == Arrive::Later {
+        return Ok(Some(Arrival::new(fence, old)));
     }
-    if let Placement::Vram(vram) = obj.placement() {
-        vram.placed();
-    }
-    if let Placement::Vram(vram) = old {
-        gem::release_slots(obj, &vram);
-    }
-    Ok(())
+    engine::wait(gpu, &fence)?;
+    Ok(None)
 }

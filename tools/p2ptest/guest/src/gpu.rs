@@ -48,6 +48,7 @@ arguments! {
     drm_p2pgpu_context_destroy = DRM_IOCTL_P2PGPU_CONTEXT_DESTROY,
     drm_p2pgpu_context_query = DRM_IOCTL_P2PGPU_CONTEXT_QUERY,
     drm_p2pgpu_submit = DRM_IOCTL_P2PGPU_SUBMIT,
+    drm_p2pgpu_gem_madvise = DRM_IOCTL_P2PGPU_GEM_MADVISE,
 }
 
 /// Where an object's bytes are.
@@ -422,6 +423,23 @@ impl<'g> Bo<'g> {
             self.__move_to(placement),
             format_args!("GEM_MOVE {placement:?}"),
         );
+    }
+
+    /// `GEM_MADVISE`; whether the bytes are still there.
+    pub fn __advise(&self, advice: u32) -> Result<bool, Errno> {
+        let mut arg = drm_p2pgpu_gem_madvise {
+            handle: self.handle,
+            advice,
+            ..Default::default()
+        };
+        self.gpu.__ioctl(&mut arg)?;
+        Ok(arg.retained != 0)
+    }
+
+    /// `GEM_MADVISE`; whether the bytes are still there.
+    #[track_caller]
+    pub fn advise(&self, advice: u32) -> bool {
+        must(self.__advise(advice), format_args!("GEM_MADVISE {advice}"))
     }
 
     /// `GEM_MMAP_OFFSET`.

@@ -101,6 +101,11 @@ mod tests {
                 24,
             ),
             (DRM_IOCTL_P2PGPU_SUBMIT, size_of::<drm_p2pgpu_submit>(), 48),
+            (
+                DRM_IOCTL_P2PGPU_GEM_MADVISE,
+                size_of::<drm_p2pgpu_gem_madvise>(),
+                16,
+            ),
             (P2PNIC_IOCTL_QUERY, size_of::<p2pnic_query>(), 96),
             (P2PNIC_IOCTL_REG_REGION, size_of::<p2pnic_reg_region>(), 32),
             (

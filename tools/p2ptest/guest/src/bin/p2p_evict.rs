@@ -3,9 +3,10 @@
 
 use nix::errno::Errno;
 use p2pguest::binding::wait_until;
+use p2pguest::debugfs::Debugfs;
 use p2pguest::gpu::{Bo, Gpu, Placement};
 use p2pguest::igt::{self, Subtest};
-use p2pguest::importer::{Attach, Importer};
+use p2pguest::importer::{Attach, Direction, Importer};
 use p2pguest::nic::{ACCESS_ALL, Region};
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{RESERVED, Rig};
@@ -41,6 +42,12 @@ const SUBTESTS: &[Subtest] = subtests![
     move_makes_room,
     /// What was another client's is cleared.
     evicted_memory_is_cleared,
+    /// What is not needed leaves first, without a copy, and is zero then.
+    unneeded_leaves_first,
+    /// What is needed again in time has kept its bytes.
+    unneeded_for_a_while,
+    /// What is not needed stays where somebody relies on it.
+    unneeded_stays_if_pinned,
     /// 32 processes use more VRAM than there is, at the same time.
     processes_share_vram,
 ];
@@ -333,6 +340,88 @@ fn evicted_memory_is_cleared() {
     for page in 0..new.pages() {
         assert_eq!(new.checksum(page * 4096, 4096), zeros, "page {page}");
     }
+}
+
+/// Bytes that the device has written to system memory.
+fn written(gpu: &Gpu) -> u64 {
+    let counters = Debugfs::default().counters("p2pgpu", gpu.pci());
+    counters.expect("debugfs")["dma_write_bytes"]
+}
+
+fn is_zero(bo: &Bo<'_>) -> bool {
+    bo.download(0, 4096).iter().all(|byte| *byte == 0)
+}
+
+fn unneeded_leaves_first() {
+    let rig = Rig::open();
+    let gpu = &rig.gpu[0];
+    let _ballast = fill_all_but(gpu, 4 * SIZE);
+    let set = objects(gpu, 4);
+    // It is not the coldest, and others look at it.
+    let warm = &set[3];
+    warm.set_exportable(true);
+    let map = warm.map();
+    assert_eq!(map.load(8), Pattern(3).word(1));
+    let importer = Importer::attach(&warm.export(), Attach::peer(rig.nic[0].pci()));
+    if Topology::current().has_route() {
+        importer.map(Direction::Both);
+    }
+    assert!(warm.advise(P2PGPU_MADV_DONTNEED));
+    assert!(warm.advise(P2PGPU_MADV_DONTNEED), "nothing has happened");
+    let before = written(gpu);
+    let new = gpu.create_evictable(SIZE);
+    assert!(!is_in_vram(warm) && set[..3].iter().all(is_in_vram));
+    // Fences are written there too.
+    let written = written(gpu) - before;
+    assert!(written < 4096, "{written} bytes were copied for it");
+    assert_eq!((warm.info().evictions, warm.info().losses), (1, 0));
+    assert_eq!((importer.info().mappings, map.load(8)), (0, 0));
+    // It says so until it is needed again.
+    assert!(!warm.advise(P2PGPU_MADV_DONTNEED));
+    assert!(!warm.advise(P2PGPU_MADV_WILLNEED));
+    assert!(warm.advise(P2PGPU_MADV_WILLNEED));
+    assert!(is_zero(warm));
+    // It is an object like any other.
+    new.close();
+    warm.fill(Pattern(9));
+    assert!(is_in_vram(warm));
+    let _new = gpu.create(4 * SIZE, Placement::Vram);
+    assert_eq!(warm.checksum(0, SIZE), digest(9, SIZE));
+    for (number, bo) in (0..3).zip(&set) {
+        assert_eq!(bo.checksum(0, SIZE), digest(number, SIZE));
+    }
+}
+
+fn unneeded_for_a_while() {
+    let gpu = Gpu::open(0);
+    let _ballast = fill_all_but(&gpu, 2 * SIZE);
+    let set = objects(&gpu, 2);
+    assert!(set[1].advise(P2PGPU_MADV_DONTNEED));
+    assert!(set[1].advise(P2PGPU_MADV_WILLNEED));
+    let _new = gpu.create_evictable(SIZE);
+    assert!(!is_in_vram(&set[0]) && is_in_vram(&set[1]));
+    // One that has left with its bytes before keeps them.
+    assert!(set[0].advise(P2PGPU_MADV_DONTNEED));
+    assert_eq!(set[0].checksum(0, SIZE), digest(0, SIZE));
+    assert!(set[0].advise(P2PGPU_MADV_WILLNEED));
+    assert_eq!(set[1].checksum(0, SIZE), digest(1, SIZE));
+}
+
+fn unneeded_stays_if_pinned() {
+    let rig = Rig::open();
+    igt::require(Topology::current().has_route(), "a peer-to-peer route");
+    let gpu = &rig.gpu[0];
+    let _ballast = fill_all_but(gpu, SIZE);
+    let set = objects(gpu, 1);
+    set[0].set_exportable(true);
+    let importer = Importer::attach(&set[0].export(), Attach::peer(rig.nic[0].pci()));
+    importer.pin();
+    assert!(set[0].advise(P2PGPU_MADV_DONTNEED));
+    refused(gpu.__create(SIZE, Placement::Vram).map(drop), Errno::ENOSPC);
+    assert_eq!(set[0].checksum(0, SIZE), digest(0, SIZE));
+    importer.unpin();
+    gpu.create(SIZE, Placement::Vram).close();
+    assert!(!set[0].advise(P2PGPU_MADV_WILLNEED));
 }
 
 const PROCESSES: u64 = 32;

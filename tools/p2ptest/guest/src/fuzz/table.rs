@@ -190,6 +190,7 @@ use Name::{Buffer, Context, Handle, Key, Mapping, Pair, Place};
 const CREATE_FLAGS: u32 = P2PGPU_CREATE_EVICTABLE | 1 << 1;
 
 const PLACEMENTS: &[u32] = &[P2PGPU_PLACEMENT_SYSTEM, P2PGPU_PLACEMENT_VRAM];
+const ADVICE: &[u32] = &[P2PGPU_MADV_WILLNEED, P2PGPU_MADV_DONTNEED];
 const PEER_FLAGS: u32 =
     P2PGPU_PEER_EXPORTABLE | P2PGPU_PEER_RESERVE | P2PGPU_PEER_STRICT | P2PGPU_PEER_READ_ONLY;
 
@@ -272,6 +273,9 @@ pub const CALLS: &[Call] = &[
             op_count: Count, in_count: Usually(&[0]), out_count: Usually(&[0]), pad: Zero,
         } errors EINVAL ENOENT ECANCELED EBUSY E2BIG ENOSPC EPERM EACCES EXDEV EAGAIN; ranges)
     },
+    call!(Gpu DRM_IOCTL_P2PGPU_GEM_MADVISE(drm_p2pgpu_gem_madvise) {
+        handle: Of(Handle), advice: OneOf(ADVICE), retained: Out, pad: Zero,
+    } errors EINVAL ENOENT EOPNOTSUPP; ranges),
     call!(Nic P2PNIC_IOCTL_QUERY(p2pnic_query) {
         pci_domain: Out, pci_bus: Out, pci_device: Out, pci_function: Out, flags: Out,
         max_regions: Out, max_queue_pairs: Out, regions: Out, peer_read_bytes: Out,

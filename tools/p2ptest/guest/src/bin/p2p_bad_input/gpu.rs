@@ -196,6 +196,39 @@ pub fn bad_move() {
     );
 }
 
+pub fn bad_advice() {
+    let gpu = Gpu::open(0);
+    let bo = gpu.create_evictable(4096);
+    let good = drm_p2pgpu_gem_madvise {
+        handle: bo.handle,
+        advice: P2PGPU_MADV_DONTNEED,
+        ..Default::default()
+    };
+    let wrong = WRONG.map(|handle| drm_p2pgpu_gem_madvise { handle, ..good });
+    all_refused(&gpu, Errno::ENOENT, wrong);
+    let [plain, system] =
+        [Placement::Vram, Placement::System].map(|placement| gpu.create(4096, placement));
+    let bad = [
+        drm_p2pgpu_gem_madvise { advice: 2, ..good },
+        drm_p2pgpu_gem_madvise {
+            advice: u32::MAX,
+            ..good
+        },
+        drm_p2pgpu_gem_madvise { pad: 1, ..good },
+        // These stay where they are.
+        drm_p2pgpu_gem_madvise {
+            handle: plain.handle,
+            ..good
+        },
+        drm_p2pgpu_gem_madvise {
+            handle: system.handle,
+            advice: P2PGPU_MADV_WILLNEED,
+            ..good
+        },
+    ];
+    all_refused(&gpu, Errno::EINVAL, bad);
+}
+
 pub fn bad_copy_handle() {
     let gpu = Gpu::open(0);
     let bo = gpu.create(8192, Placement::Vram);
@@ -364,6 +397,7 @@ pub fn bad_gpu_pointer() {
         DRM_IOCTL_P2PGPU_CONTEXT_DESTROY,
         DRM_IOCTL_P2PGPU_CONTEXT_QUERY,
         DRM_IOCTL_P2PGPU_SUBMIT,
+        DRM_IOCTL_P2PGPU_GEM_MADVISE,
     ];
     for request in requests {
         // SAFETY: this process has no memory there.

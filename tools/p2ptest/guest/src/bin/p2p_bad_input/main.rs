@@ -32,6 +32,8 @@ const SUBTESTS: &[Subtest] = subtests![
     bad_query,
     /// GEM_MOVE with a wrong handle, placement, flags, padding.
     bad_move,
+    /// GEM_MADVISE with a wrong handle, advice, padding, of an object that is not evicted.
+    bad_advice,
     /// GEM_COPY with wrong handles: ENOENT.
     bad_copy_handle,
     /// GEM_COPY of nothing, past the end, overlapping: EINVAL.

@@ -45,7 +45,7 @@ const SUBTESTS: &[Subtest] = subtests![
     mmap,
     /// Touching a page in VRAM: the access is made in the end.
     fault,
-    /// GEM_INFO.
+    /// GEM_INFO and GEM_MADVISE.
     info,
     /// GEM_SET_PEER, each flag.
     set_peer,
@@ -223,6 +223,10 @@ fn info() {
     let gpu = Gpu::open(0);
     let object = || gpu.create(SIZE, Placement::Vram);
     exhaust("GEM_INFO", object, Bo::__info);
+    let object = || gpu.create_evictable(SIZE);
+    exhaust("GEM_MADVISE", object, |bo| {
+        bo.__advise(P2PGPU_MADV_DONTNEED)
+    });
 }
 
 fn set_peer() {

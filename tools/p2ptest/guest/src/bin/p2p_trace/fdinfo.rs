@@ -9,6 +9,7 @@ use p2pguest::importer::{Direction, Importer};
 use p2pguest::refused;
 use p2pguest::rig::RESERVED;
 use p2pguest::submit::{Context, fill};
+use p2pguest::sys::uapi::*;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
@@ -103,6 +104,38 @@ pub fn fdinfo_counts_memory() {
     assert_pages(&other, NONE, NONE, NONE);
     drop((vram, system));
     assert_pages(&gpu, NONE, NONE, NONE);
+}
+
+pub fn fdinfo_counts_what_can_be_purged() {
+    let gpu = Gpu::open(0);
+    let purgeable = |region| {
+        let (info, key) = (FdInfo::of(&gpu), format!("drm-purgeable-{region}"));
+        info.0
+            .contains_key(&key)
+            .then(|| info.number(&key) / gpu.page)
+    };
+    let bo = gpu.create_evictable(5 * gpu.page);
+    let _other = gpu.create_evictable(3 * gpu.page);
+    assert_eq!(purgeable("vram"), Some(0));
+    // System memory is not what it makes room in.
+    assert_eq!((purgeable("memory"), purgeable("aperture")), (None, None));
+    bo.advise(P2PGPU_MADV_DONTNEED);
+    assert_eq!(purgeable("vram"), Some(5));
+    // What others rely on stays.
+    bo.set_peer(RESERVED);
+    assert_eq!(purgeable("vram"), Some(0));
+    bo.set_peer(0);
+    assert_eq!(purgeable("vram"), Some(5));
+    let ballast = gpu.create(
+        gpu.param(P2PGPU_PARAM_VRAM_FREE) + gpu.page,
+        Placement::Vram,
+    );
+    assert_eq!(purgeable("vram"), Some(0));
+    drop(ballast);
+    bo.checksum(0, bo.size);
+    assert_eq!(purgeable("vram"), Some(5));
+    bo.advise(P2PGPU_MADV_WILLNEED);
+    assert_eq!(purgeable("vram"), Some(0));
 }
 
 pub fn fdinfo_counts_slots() {

@@ -36,6 +36,8 @@ const SUBTESTS: &[Subtest] = subtests![
     fdinfo_names_the_client,
     /// It shows how much memory of which kind its objects have.
     fdinfo_counts_memory,
+    /// It shows how much VRAM its objects would leave without a copy.
+    fdinfo_counts_what_can_be_purged,
     /// It shows what its objects have of the aperture: promised, shown, and held by peers.
     fdinfo_counts_slots,
     /// What an importer uses at this moment is active.
