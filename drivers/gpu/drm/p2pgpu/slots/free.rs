@@ -20,6 +20,7 @@ use super::{
 /// Slots of a word.
 const WORD_BITS: u32 = u64::BITS;
 const WORD_SHIFT: u32 = WORD_BITS.trailing_zeros();
+const TOP_BIT: u64 = 1 << (WORD_BITS - 1);
 
 /// Children of a node.
 const FANOUT: usize = 1 << FANOUT_SHIFT;
@@ -59,6 +60,11 @@ impl Runs {
                     run = 0;
                 }
                 u64::MAX => run += WORD_BITS,
+                // No two side by side.
+                _ if word & (word >> 1) == 0 => {
+                    longest = longest.max(run + u32::from(word & 1 != 0)).max(1);
+                    run = u32::from(word & TOP_BIT != 0);
+                }
                 _ => {
                     longest = longest.max(run + word.trailing_ones());
                     run = word.leading_ones();
@@ -182,8 +188,20 @@ pub(super) struct FreeMap<M: Storage> {
     height: usize,
 }
 
-/// The group of words that was changed last, if its node and those above may be out of date.
-type Pending = Option<usize>;
+/// What may be out of date while groups of words change one after the other.
+struct Pending {
+    /// The group that was changed last.
+    group: Option<usize>,
+    /// The lowest level at which its node may be out of date.
+    from: usize,
+}
+
+impl Pending {
+    /// Nothing yet. The nodes of changed groups are repaired from this level on.
+    fn above(from: usize) -> Self {
+        Self { group: None, from }
+    }
+}
 
 impl<M: Storage> FreeMap<M> {
     /// A map of `total` free slots.
@@ -237,24 +255,33 @@ impl<M: Storage> FreeMap<M> {
         let count = count.min(self.count);
         self.count -= count;
         let mut left = count;
-        let mut pending = None;
+        let mut pending = Pending::above(1);
         let mut next = self.first_group(0).filter(|_| left != 0);
         while let Some(group) = next {
             // There is no group past the last slot, which has a number.
             let mut first = slot(group << FANOUT_SHIFT, 0).unwrap_or(0);
-            for word in children_mut(&mut self.words, group) {
+            let words = children_mut(&mut self.words, group);
+            for word in words.iter_mut() {
                 if *word == u64::MAX && left >= WORD_BITS {
                     (first..first + WORD_BITS).for_each(&mut each);
                     left -= WORD_BITS;
                     *word = 0;
                 }
-                while *word != 0 && left != 0 {
-                    each(first | word.trailing_zeros());
-                    *word &= *word - 1;
+                let mut rest = *word;
+                while rest != 0 && left != 0 {
+                    each(first | rest.trailing_zeros());
+                    rest &= rest - 1;
                     left -= 1;
                 }
+                *word = rest;
                 first += WORD_BITS;
             }
+            // Nothing is left of a group that was not enough.
+            let runs = match left {
+                0 => Runs::of_words(words),
+                _ => Runs::default(),
+            };
+            self.put(0, group, runs);
             // Right of a group, all nodes are up to date.
             next = self.first_group(group + 1).filter(|_| left != 0);
             self.follow(&mut pending, group);
@@ -267,7 +294,7 @@ impl<M: Storage> FreeMap<M> {
     pub(super) fn take_run(&mut self, len: u32) -> Option<SlotId> {
         let first = self.find_run(len)?;
         let (mut at, mut left) = (first, len);
-        let mut pending = None;
+        let mut pending = Pending::above(0);
         while left != 0 {
             let word = index(at >> WORD_SHIFT);
             let here = left.min(WORD_BITS - at % WORD_BITS);
@@ -287,7 +314,7 @@ impl<M: Storage> FreeMap<M> {
         ids: impl IntoIterator<Item = SlotId>,
         kept: impl Fn(usize) -> u64,
     ) {
-        let mut pending = None;
+        let mut pending = Pending::above(0);
         // What is given back of one word is set at once.
         let (mut at, mut bits) = (0, 0);
         for id in ids {
@@ -366,6 +393,10 @@ impl<M: Storage> FreeMap<M> {
                 Runs::join(nodes, Self::child_span(level))
             }
         };
+        self.put(level, at, runs);
+    }
+
+    fn put(&mut self, level: usize, at: usize, runs: Runs) {
         let place = self
             .levels
             .get(level)
@@ -376,39 +407,34 @@ impl<M: Storage> FreeMap<M> {
         }
     }
 
-    /// The group has changed. Repairs the nodes that are above the pending group, but not above this
+    /// The group changes. Repairs the nodes that are above the pending group, but not above this
     /// one, which takes its place.
     fn follow(&mut self, pending: &mut Pending, group: usize) {
-        match *pending {
-            Some(old) if old == group => {}
-            Some(old) => {
-                *pending = Some(group);
-                self.repair(old, group);
-            }
-            None => *pending = Some(group),
+        let old = pending.group.replace(group).unwrap_or(group);
+        if old != group {
+            self.repair(pending.from, old, group);
         }
     }
 
-    fn repair(&mut self, old: usize, new: usize) {
-        let (mut old, mut new) = (old, new);
-        for level in 0..self.height {
-            if old == new {
+    /// Repairs the nodes above one group that are not above the other.
+    fn repair(&mut self, from: usize, old: usize, new: usize) {
+        for level in from..self.height {
+            let shift = child_shift(level);
+            let at = old >> shift;
+            if at == new >> shift {
                 break;
             }
-            self.refresh(level, old);
-            old >>= FANOUT_SHIFT;
-            new >>= FANOUT_SHIFT;
+            self.refresh(level, at);
         }
     }
 
     /// Repairs the nodes above the pending group: the tree is up to date then.
     fn settle(&mut self, pending: Pending) {
-        let Some(mut at) = pending else {
+        let Some(group) = pending.group else {
             return;
         };
-        for level in 0..self.height {
-            self.refresh(level, at);
-            at >>= FANOUT_SHIFT;
+        for level in pending.from..self.height {
+            self.refresh(level, group >> child_shift(level));
         }
     }
 
@@ -492,6 +518,11 @@ fn children_mut(words: &mut [u64], group: usize) -> &mut [u64] {
     let first = group << FANOUT_SHIFT;
     let end = words.len().min(first + FANOUT);
     words.get_mut(first..end).unwrap_or(&mut [])
+}
+
+/// How far a group's number goes to the right for that of its node at the level.
+fn child_shift(level: usize) -> u32 {
+    u32::try_from(level).map_or(0, |level| level * FANOUT_SHIFT)
 }
 
 /// The slot of a bit of a word.
