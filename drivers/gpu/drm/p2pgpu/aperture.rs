@@ -25,16 +25,13 @@ use crate::{
         SLOT_SIZE, //
     },
     slots::{
-        lease::{
-            Known,
-            Quiet, //
-        },
+        lease::Quiet,
+        state,
         Class,
         Counts,
         PageName,
         Slot,
-        SlotId,
-        Slots, //
+        SlotId, //
     },
     vram::VramPages, //
 };
@@ -77,29 +74,7 @@ pub(crate) struct Aperture {
     suspended: Atomic<bool>,
 }
 
-struct State {
-    slots: Slots<KernelMemory>,
-    /// Slots that are about to be promised or to drain, and are not lent meanwhile.
-    claimed: u32,
-    /// Leases that peers have given back once: see [`Aperture::lock`].
-    known: Known<Arc<lease::Inner>>,
-}
-
-impl State {
-    /// Slots that can be taken and then held as `class`, claims of others being kept.
-    fn available(&self, class: Class) -> u32 {
-        let available = self.slots.available(class);
-        match class {
-            Class::Lent => available.saturating_sub(self.claimed),
-            Class::Promised => available,
-        }
-    }
-
-    /// Whether leases can be set aside, and taken again.
-    fn may_be_quiet(&self) -> bool {
-        self.claimed == 0 && self.slots.counts().draining == 0
-    }
-}
+type State = state::State<KernelMemory, Arc<lease::Inner>, { lease::MAX_KNOWN }>;
 
 /// The slots, for somebody who may change them. Leases are neither set aside nor taken meanwhile
 /// but by its holder.
@@ -113,12 +88,6 @@ impl<'a> Locked<'a> {
         let state = aperture.state.lock();
         aperture.quiet.end();
         Self { aperture, state }
-    }
-
-    /// Leases that were set aside let go of their slots.
-    fn settle(&mut self) {
-        let State { slots, known, .. } = &mut *self.state;
-        known.settle(slots);
     }
 }
 
@@ -167,11 +136,7 @@ impl Aperture {
     pub(crate) fn new(count: usize) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             state <- new_mutex!(
-                State {
-                    slots: Slots::new(u32::try_from(count)?)?,
-                    claimed: 0,
-                    known: Known::new(),
-                },
+                State::new(u32::try_from(count)?)?,
                 "p2pgpu::aperture::state"
             ),
             quiet: Quiet::new(),
@@ -258,7 +223,7 @@ impl Aperture {
 
     /// Slots that are claimed.
     pub(crate) fn claimed(&self) -> u32 {
-        self.state.lock().claimed
+        self.state.lock().claimed()
     }
 
     /// Calls `each` with the state of every slot, in order.

@@ -36,6 +36,8 @@ mod free;
 pub(crate) mod lease;
 #[path = "slots/promise.rs"]
 mod promise;
+#[path = "slots/state.rs"]
+pub(crate) mod state;
 
 use cell::{
     Cell,

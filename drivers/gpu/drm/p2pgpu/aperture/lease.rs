@@ -26,6 +26,9 @@ use kernel::{
     }, //
 };
 
+/// The most leases that are known.
+pub(super) const MAX_KNOWN: usize = 16;
+
 /// A lease, and what its slots are for peers.
 pub(super) struct Inner {
     lease: lease::Lease<KernelMemory>,
@@ -88,13 +91,10 @@ impl Aperture {
             return Ok(Kept(lease.0));
         }
         let mut state = Locked::new(self);
-        // Its slots may be among those that drain; and what is claimed is not lent again.
-        if !state.may_be_quiet() {
-            return Err(lease);
+        match state.set_aside(&lease.0) {
+            true => Ok(Kept(lease.0)),
+            false => Err(lease),
         }
-        let state = &mut *state;
-        state.known.add(&mut state.slots, lease.0.clone());
-        Ok(Kept(lease.0))
     }
 
     /// Has the lease again that was given back, if it counts as `class`. `None`:

@@ -7,13 +7,11 @@ use super::{
     Aperture,
     NamedPages, //
 };
-use crate::{
-    memory::KernelMemory,
-    slots::{
-        Class,
-        NoPromise,
-        Slots, //
-    }, //
+use crate::slots::{
+    Class,
+    NoPromise,
+    PageName,
+    SlotId, //
 };
 use kernel::prelude::*;
 
@@ -25,16 +23,14 @@ pub(crate) struct Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        let mut state = self.aperture.lock();
-        state.claimed = state.claimed.saturating_sub(self.count);
+        self.aperture.lock().unclaim(self.count);
     }
 }
 
 impl Aperture {
     /// Keeps `count` slots from being lent, whatever is lent already.
     pub(crate) fn claim(&self, count: u32) -> Claim<'_> {
-        let mut state = self.lock();
-        state.claimed = state.claimed.saturating_add(count);
+        self.lock().claim(count);
         Claim {
             aperture: self,
             count,
@@ -50,10 +46,9 @@ impl Aperture {
             let slot = state.slots.get(pages.vram.hint(index));
             count += u32::from(holds(slot, pages.name(index)?) == Some(Class::Promised));
         }
-        if !state.slots.may_drain(count.saturating_add(state.claimed)) {
+        if !state.claim_drain(count) {
             return Err(EBUSY);
         }
-        state.claimed = state.claimed.saturating_add(count);
         drop(state);
         Ok(Claim {
             aperture: self,
@@ -68,40 +63,21 @@ impl Aperture {
         shown: Option<NamedPages<'_>>,
         claim: &Claim<'_>,
     ) -> Result<(), NoPromise> {
-        let mut state = self.lock();
-        // What others claim is as good as promised. It counts in the way, as it may yet end.
-        let others = state.claimed.saturating_sub(claim.count);
-        let slots = &mut state.slots;
-        reclass(slots, shown, Class::Promised);
-        let promised = match slots.promise(claim.count) {
-            Ok(()) if !slots.may_drain(others) => {
-                slots.unpromise(claim.count);
-                Err(NoPromise::InTheWay(others))
-            }
-            result => result,
-        };
-        if promised.is_err() {
-            reclass(slots, shown, Class::Lent);
-        }
-        promised
+        self.lock().promise(claim.count, slots_of(shown))
     }
 
     /// Takes back the promise to an object of `count` pages.
     pub(crate) fn unpromise(&self, shown: Option<NamedPages<'_>>, count: u32) {
-        let slots = &mut self.lock().slots;
-        slots.unpromise(count);
-        reclass(slots, shown, Class::Lent);
+        self.lock().unpromise(count, slots_of(shown));
     }
 }
 
-/// The slots that peers hold of an object count as `class` from now on.
-fn reclass(slots: &mut Slots<KernelMemory>, shown: Option<NamedPages<'_>>, class: Class) {
-    let Some(pages) = shown else {
-        return;
-    };
-    for index in 0..pages.vram.count() {
-        if let Ok(name) = pages.name(index) {
-            slots.reclass(pages.vram.hint(index), name, class);
-        }
-    }
+/// The slots that may show the pages, with the names of these.
+fn slots_of(
+    shown: Option<NamedPages<'_>>,
+) -> impl Iterator<Item = (SlotId, PageName)> + Clone + '_ {
+    shown.into_iter().flat_map(|pages| {
+        let slot = move |index| Some((pages.vram.hint(index), pages.name(index).ok()?));
+        (0..pages.vram.count()).filter_map(slot)
+    })
 }

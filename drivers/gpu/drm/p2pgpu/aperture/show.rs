@@ -143,10 +143,8 @@ impl Aperture {
         let mut state = Locked::new(self);
         self.check()?;
         // Often a mapping comes back to what was given back a moment ago.
-        if state.may_be_quiet() {
-            if let Some(lease) = state.known.take(first, range.len(), class) {
-                return Ok(Lease(lease.clone()));
-            }
+        if let Some(lease) = state.recall(first, range.len(), class) {
+            return Ok(Lease(lease.clone()));
         }
         state.settle();
         let held = hold(&mut state, dev, gpu, pages, range, class)?;

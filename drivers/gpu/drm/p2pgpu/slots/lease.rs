@@ -48,13 +48,13 @@ pub(crate) trait Mark {
 }
 
 /// A peer has it, and it is not known.
-const HELD: u32 = 0;
+pub(crate) const HELD: u32 = 0;
 /// A peer has it, and it is known.
-const KNOWN: u32 = 1;
+pub(crate) const KNOWN: u32 = 1;
 /// Nobody has it; it is known, and holds its slots.
-const ASIDE: u32 = 2;
+pub(crate) const ASIDE: u32 = 2;
 /// It holds no slots any more.
-const GONE: u32 = 3;
+pub(crate) const GONE: u32 = 3;
 
 /// Slots that show pages side by side of an object, and that are held together.
 pub(crate) struct Lease<M: Storage> {
@@ -92,16 +92,23 @@ impl<M: Storage> Lease<M> {
 
     /// Its peer gives it back. `false`: that cannot be now, and nothing has changed.
     pub(crate) fn give_back(&self, quiet: &Quiet<M>) -> bool {
-        if !self.mark.change(KNOWN, ASIDE) {
-            return false;
-        }
         // If it is gone meanwhile, its slots were let go of, as they were to be.
-        quiet.is() || !self.mark.change(ASIDE, KNOWN)
+        self.lay_aside() && (quiet.is() || !self.pick_up())
     }
 
     /// Somebody has it again, who gave it back. `false`: it may be somebody else's, or gone.
     pub(crate) fn take(&self, quiet: &Quiet<M>) -> bool {
-        quiet.is() && self.mark.change(ASIDE, KNOWN)
+        quiet.is() && self.pick_up()
+    }
+
+    /// Nobody has it any more, if it is known.
+    pub(crate) fn lay_aside(&self) -> bool {
+        self.mark.change(KNOWN, ASIDE)
+    }
+
+    /// Somebody has it, if nobody had.
+    pub(crate) fn pick_up(&self) -> bool {
+        self.mark.change(ASIDE, KNOWN)
     }
 
     fn drains(&self, slots: &Slots<M>) -> bool {
@@ -137,7 +144,7 @@ impl<M: Storage> Quiet<M> {
         Self(M::Mark::new(0))
     }
 
-    fn is(&self) -> bool {
+    pub(crate) fn is(&self) -> bool {
         self.0.get() != 0
     }
 
@@ -157,22 +164,26 @@ pub(crate) trait Leased<M: Storage> {
     fn lease(&self) -> &Lease<M>;
 }
 
-/// The most leases that are known.
-const MAX_KNOWN: usize = 16;
+/// The leases that are known, at most `MAX`, in the order in which they were first given back.
+/// Under the lock.
+#[derive(Clone)]
+pub(crate) struct Known<L, const MAX: usize>([Option<L>; MAX]);
 
-/// The leases that are known, in the order in which they were first given back. Under the lock.
-pub(crate) struct Known<L>([Option<L>; MAX_KNOWN]);
-
-impl<L> Known<L> {
+impl<L, const MAX: usize> Known<L, MAX> {
     /// None.
     pub(crate) const fn new() -> Self {
-        Self([const { None }; MAX_KNOWN])
+        Self([const { None }; MAX])
+    }
+
+    /// Those that are known now.
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &L> {
+        self.0.iter().flatten()
     }
 
     /// Removes those that do not `stay`.
     fn retain(&mut self, mut stays: impl FnMut(&L) -> bool) {
         let mut len = 0;
-        for place in 0..MAX_KNOWN {
+        for place in 0..MAX {
             let Some(lease) = self.0.get_mut(place).and_then(Option::take) else {
                 break;
             };
@@ -191,12 +202,8 @@ impl<L> Known<L> {
     where
         L: Leased<M>,
     {
-        let any = |known: &Option<L>| {
-            known
-                .as_ref()
-                .is_some_and(|known| matches!(known.lease().mark.get(), ASIDE | GONE))
-        };
-        if !self.0.iter().any(any) {
+        let any = |known: &L| matches!(known.lease().mark.get(), ASIDE | GONE);
+        if !self.iter().any(any) {
             return;
         }
         self.retain(|known| {
@@ -220,7 +227,7 @@ impl<L> Known<L> {
             let lease = known.lease();
             lease.is_of(first, count, class) && lease.mark.change(ASIDE, KNOWN)
         };
-        self.0.iter().flatten().rev().find(fits)
+        self.iter().rev().find(fits)
     }
 
     /// Sets a lease aside that its peer gives back; nothing is claimed and no slot drains. It is
