@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Where the tables of the slots live on the host.
 
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::cell::RefCell;
+use std::mem::swap;
 
 use crate::slots::{Storage, lease};
 
@@ -20,23 +21,64 @@ impl Storage for HostMemory {
     }
 }
 
-/// An atomic number.
-pub struct Mark(AtomicU32);
+/// An atomic number: a place in the table of the thread, so that who searches all situations can
+/// keep the numbers of each.
+pub struct Mark(usize);
+
+thread_local! {
+    static TABLE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Mark {
+    fn with<R>(&self, f: impl FnOnce(&mut u32) -> R) -> R {
+        TABLE.with_borrow_mut(|table| f(&mut table[self.0]))
+    }
+
+    /// Runs `f` on the numbers of `table` instead of those of the thread.
+    #[allow(dead_code, reason = "benchmarks have no use for it")]
+    pub fn with_table<R>(table: &mut Vec<u32>, f: impl FnOnce() -> R) -> R {
+        TABLE.with_borrow_mut(|numbers| swap(numbers, table));
+        let result = f();
+        TABLE.with_borrow_mut(|numbers| swap(numbers, table));
+        result
+    }
+
+    /// The number at a place.
+    #[allow(dead_code, reason = "benchmarks have no use for it")]
+    pub fn number(place: usize) -> u32 {
+        TABLE.with_borrow(|table| table[place])
+    }
+
+    /// How many numbers there are: the place of the next one.
+    #[allow(dead_code, reason = "benchmarks have no use for it")]
+    pub fn count() -> usize {
+        TABLE.with_borrow(Vec::len)
+    }
+}
 
 impl lease::Mark for Mark {
     fn new(value: u32) -> Self {
-        Self(AtomicU32::new(value))
+        TABLE.with_borrow_mut(|table| {
+            table.push(value);
+            Self(table.len() - 1)
+        })
     }
 
     fn get(&self) -> u32 {
-        self.0.load(SeqCst)
+        self.with(|number| *number)
     }
 
     fn set(&self, value: u32) {
-        self.0.store(value, SeqCst);
+        self.with(|number| *number = value);
     }
 
     fn change(&self, from: u32, to: u32) -> bool {
-        self.0.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
+        self.with(|number| {
+            let is_from = *number == from;
+            if is_from {
+                *number = to;
+            }
+            is_from
+        })
     }
 }
