@@ -220,8 +220,8 @@ fn errors_and_faults_agree() {
 #[test]
 fn the_pte_agrees() {
     let text = section("The aperture").join("\n");
-    assert!(text.contains("[0]          VALID"));
-    assert!(text.contains("[51:12]      PAGE"));
+    assert!(text.contains("[0]     VALID "));
+    assert!(text.contains("[51:12] PAGE "));
     assert_eq!(
         (regs::PTE_VALID, regs::PTE_PAGE),
         (1, 0x000f_ffff_ffff_f000)
