@@ -21,7 +21,7 @@ pub(crate) type Bar<'a> = pci::Bar<'a, BAR_SIZE>;
 pub(crate) const VENDOR: u16 = 0x1234;
 /// PCI device.
 pub(crate) const DEVICE: u32 = 0x2020;
-/// Value of [`ID`]: "P2PN".
+/// Value of the register `ID`: "P2PN".
 pub(crate) const ID_VALUE: u32 = 0x4e50_3250;
 /// The major version that this driver knows.
 pub(crate) const VERSION_MAJOR: u32 = 1;

@@ -122,7 +122,7 @@ pub trait Importer: Send + Sync + 'static {
 ///
 /// # Invariants
 ///
-/// `raw` is registered, with [`Self::OPS`], and does not move.
+/// `raw` is registered, with `Self::OPS`, and does not move.
 #[pin_data(PinnedDrop)]
 pub struct Region<T: Importer> {
     #[pin]

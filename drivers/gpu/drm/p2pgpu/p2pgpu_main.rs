@@ -8,10 +8,10 @@
 //! - [`vram`], [`slots`], [`aperture`], [`table`]: memory, and the window to it.
 //! - [`gem`], [`migrate`], [`evict`], [`access`]: objects, and what the engine does with them.
 //! - [`submit`], [`context`], [`job`], [`scheduler`], [`kick`]: jobs, and what moves them on.
-//! - [`export`], [`vma`], [`mapping`], [`peer`], [`import`]: who reaches them, by dma-buf and by user
-//!   address, and whose they reach.
+//! - [`mod@export`], [`vma`], [`mapping`], [`peer`], [`import`]: who reaches them, by dma-buf and by
+//!   user address, and whose they reach.
 //! - [`pressure`], [`limits`], [`cgroup`], [`policy`], [`refusal`]: who must let go, and who is refused.
-//! - [`file`], [`fdinfo`], [`debugfs`], [`census`], [`activity`], [`trace`]: what userspace sees.
+//! - [`mod@file`], [`fdinfo`], [`debugfs`], [`census`], [`activity`], [`trace`]: what userspace sees.
 //!
 //! # Lock order
 //!

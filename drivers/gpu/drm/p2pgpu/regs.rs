@@ -123,7 +123,7 @@ register! {
     }
 }
 
-/// Value of [`ID`].
+/// Value of the register `ID`.
 pub(crate) const ID_MAGIC: u32 = 0x4750_3250;
 /// Major version that this driver speaks.
 pub(crate) const VERSION_MAJOR: u32 = 1;
