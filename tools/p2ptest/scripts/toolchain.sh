@@ -8,7 +8,7 @@ kernel_package=linux-source-7.3
 # From backports where they are newer than the suite's.
 packages="bc bindgen bison busybox-static ca-certificates cargo clang clang-19 cpio
 flex gcc git kmod libc6-dev libclang-dev libdrm-dev libelf-dev libssl-dev lld llvm make patch
-perl pkg-config python3 qemu-system-x86 rust-clippy rust-src rustc rustfmt
+perl pkg-config python3 python3-sphinx python3-yaml qemu-system-x86 rust-clippy rust-src rustc rustfmt
 strace xz-utils $kernel_package"
 min_free_gib=13
 

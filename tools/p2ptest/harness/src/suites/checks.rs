@@ -34,8 +34,12 @@ pub enum Check {
     Source(PathBuf),
     /// The kernel's own lints, on a crate that the build made.
     KernelClippy(&'static str),
-    /// The comments of a uapi header, as the kernel's documentation reads them.
+    /// What rustdoc finds in the comments of a crate that the build made.
+    KernelRustdoc(&'static str),
+    /// The comments of a C file, as the kernel's documentation reads them.
     KernelDoc(PathBuf),
+    /// A folder of the kernel's documentation that is ours.
+    Sphinx(&'static str),
     /// A uapi header means the same to 32 and 64 bit programs.
     UapiLayout(PathBuf),
     /// A module of ours has no way into Rust's panic handler.
@@ -56,6 +60,9 @@ pub struct Built<'a> {
 /// The drivers' modules.
 const MODULES: [&str; 3] = ["p2pgpu", "p2pnic", "rust_p2p_simple"];
 
+/// Folders of documentation.
+const DOCUMENTATION: [&str; 1] = ["Documentation/gpu/p2pgpu"];
+
 /// Crates of the kernel that hold code of ours.
 const CRATES: [&str; 6] = [
     "rust/kernel",
@@ -75,6 +82,8 @@ pub fn list(ctx: &Context) -> Result<Vec<Check>> {
     let mut checks = vec![Check::WorkspaceFormat, Check::WorkspaceClippy];
     checks.extend(MODULES.map(Check::NoPanic));
     checks.extend(CRATES.map(Check::KernelClippy));
+    checks.extend(CRATES.map(Check::KernelRustdoc));
+    checks.extend(DOCUMENTATION.map(Check::Sphinx));
     let uapi = uapi_folder(&ctx.top);
     for path in new_paths(&ctx.top) {
         let path = path?;
@@ -82,9 +91,9 @@ pub fn list(ctx: &Context) -> Result<Vec<Check>> {
             Some("rs") => checks.push(Check::KernelFormat(path)),
             Some("c" | "h") => {
                 if path.starts_with(&uapi) {
-                    checks.push(Check::KernelDoc(path.clone()));
                     checks.push(Check::UapiLayout(path.clone()));
                 }
+                checks.push(Check::KernelDoc(path.clone()));
                 checks.push(Check::Source(path));
             }
             _ => {}
@@ -109,6 +118,8 @@ impl Check {
             Self::KernelFormat(path) => of("rustfmt", path),
             Self::Patch(path) | Self::Source(path) => of("checkpatch", path),
             Self::KernelClippy(name) => format!("{PREFIX}clippy@{name}"),
+            Self::KernelRustdoc(name) => format!("{PREFIX}rustdoc@{name}"),
+            Self::Sphinx(folder) => format!("{PREFIX}sphinx@{folder}"),
             Self::KernelDoc(path) => of("kernel-doc", path),
             Self::UapiLayout(path) => of("uapi-layout", path),
             Self::NoPanic(module) => format!("{PREFIX}no-panic@{module}"),
@@ -128,6 +139,14 @@ impl Check {
             c.args(["--no-summary", "--terse", "--show-types", "--no-signoff"]);
             c.args(["--ignore", "FILE_PATH_CHANGES,COMMIT_LOG_LONG_LINE"]);
             c.args(options).arg(path).current_dir(tree);
+            c
+        };
+        let lint = |tool: &str, name: &str| {
+            let (folder, object) = name.rsplit_once('/').unwrap_or((".", name));
+            let mut c = Command::new(ctx.workspace().join("checks/kernel-lint"));
+            c.arg(tool)
+                .args([tree, built.objects])
+                .arg(format!("{folder}/.{object}.o.cmd"));
             c
         };
         match self {
@@ -161,11 +180,11 @@ impl Check {
             }
             Self::Patch(path) => checkpatch(&[], path),
             Self::Source(path) => checkpatch(&["--file"], path),
-            Self::KernelClippy(name) => {
-                let (folder, object) = name.rsplit_once('/').unwrap_or((".", name));
-                let mut c = Command::new(ctx.workspace().join("checks/kernel-clippy"));
-                c.args([tree, built.objects])
-                    .arg(format!("{folder}/.{object}.o.cmd"));
+            Self::KernelClippy(name) => lint("clippy", name),
+            Self::KernelRustdoc(name) => lint("rustdoc", name),
+            Self::Sphinx(folder) => {
+                let mut c = Command::new(ctx.workspace().join("checks/sphinx"));
+                c.arg(tree).arg(folder);
                 c
             }
             Self::KernelDoc(path) => {
