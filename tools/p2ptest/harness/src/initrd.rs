@@ -14,6 +14,7 @@ use p2p_init::{MODULE_LIST, TESTS};
 use crate::cargo::Programs;
 use crate::context::Context;
 use crate::cpio::Archive;
+use crate::igt;
 use crate::kernel::Kernel;
 
 /// Where the demo's input is in the guest.
@@ -65,6 +66,8 @@ pub fn build(ctx: &Context, kernel: &Kernel, programs: &Programs) -> Result<Path
         list.push('\n');
     }
     archive.file(MODULE_LIST, list.as_bytes(), false)?;
+    let tests = format!("{TESTS}/{}", igt::TEST_LIST);
+    archive.file(&tests, igt::test_list(&programs.tests).as_bytes(), false)?;
     archive.finish()?;
     fs::rename(&new, &path)?;
     Ok(path)

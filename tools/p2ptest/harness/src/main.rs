@@ -10,6 +10,7 @@ mod coverage;
 mod cpio;
 mod fuzz;
 mod host;
+mod igt;
 mod initrd;
 mod interactive;
 mod kernel;

@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A test program in IGT's style: a list of subtests, one line when one starts
-//! and one with its result, and exit status 0, 77 or 98.
+//! and one with its result, and exit status 0, 77 or 98. `igt_runner` can drive it.
 //!
 //! Around each subtest the resources and the fault logs of all devices are
 //! compared, so that each is also a test for leaks and for device faults.
 
+mod choice;
+mod journal;
 mod process;
 
 pub use process::{Child, Outcome, fork};
 
 use crate::debugfs::{Debugfs, Snapshot};
 use crate::drm::PciAddress;
+use choice::Choice;
 use clap::Parser;
-use glob::Pattern;
+use journal::Journal;
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -77,7 +81,7 @@ static GONE: Mutex<Vec<PciAddress>> = Mutex::new(Vec::new());
 struct Skip(String);
 
 /// How a subtest ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Success,
     Skip,
@@ -85,7 +89,7 @@ enum Verdict {
 }
 
 impl Verdict {
-    fn text(&self) -> &'static str {
+    fn text(self) -> &'static str {
         match self {
             Self::Success => "SUCCESS",
             Self::Skip => "SKIP",
@@ -114,12 +118,16 @@ struct Options {
     /// Print the names of the subtests and what they test, and exit
     #[arg(long)]
     describe: bool,
-    /// Run only the subtests with these names (globs, separated by commas)
-    #[arg(long, value_name = "GLOB", value_delimiter = ',')]
-    run_subtest: Vec<Pattern>,
+    /// Run only the subtests with these names (globs, separated by commas; "!" before
+    /// one leaves out what it matches, and the last match counts)
+    #[arg(long, value_name = "GLOBS", overrides_with = "run_subtest")]
+    run_subtest: Option<Choice>,
     /// Do not look for leaked resources and device faults in debugfs
     #[arg(long)]
     no_debugfs: bool,
+    /// Where the kernel's log takes lines from userspace: which subtest runs
+    #[arg(long, value_name = "PATH", default_value = "/dev/kmsg")]
+    kernel_log: PathBuf,
 }
 
 /// The `main` of a test program.
@@ -138,44 +146,44 @@ pub fn main(subtests: &[Subtest]) -> ExitCode {
     let runner = Runner {
         debugfs,
         settle: SETTLE,
+        journal: Journal::new(options.kernel_log),
     };
-    ExitCode::from(runner.run_matching(subtests, &options.run_subtest))
+    ExitCode::from(runner.run_matching(subtests, options.run_subtest.as_ref()))
 }
 
 /// Runs subtests, and remembers nothing between them.
 struct Runner {
     debugfs: Option<Debugfs>,
     settle: Duration,
+    journal: Journal,
 }
 
 impl Runner {
-    fn run_matching(&self, subtests: &[Subtest], patterns: &[Pattern]) -> u8 {
-        let wanted = |subtest: &&Subtest| {
-            let name = subtest.name();
-            patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(&name))
-        };
+    fn run_matching(&self, subtests: &[Subtest], choice: Option<&Choice>) -> u8 {
+        let wanted = |subtest: &&Subtest| choice.is_none_or(|choice| choice.takes(&subtest.name()));
         let chosen: Vec<_> = subtests.iter().filter(wanted).collect();
         if chosen.is_empty() {
             eprintln!("No subtest has that name.");
             return EXIT_INVALID;
         }
-        println!("{}", version_line());
+        self.journal.begin(&version_line());
         panic::set_hook(Box::new(print_panic));
         let verdicts: Vec<_> = chosen
             .into_iter()
             .map(|subtest| self.run_one(subtest))
             .collect();
         drop(panic::take_hook());
-        exit_status(&verdicts)
+        let status = exit_status(&verdicts);
+        self.journal.end(status);
+        status
     }
 
     fn run_one(&self, subtest: &Subtest) -> Verdict {
         let name = subtest.name();
-        println!("Starting subtest: {name}");
+        self.journal.start(&name);
         let start = Instant::now();
         let verdict = self.guarded(subtest.run);
-        let seconds = start.elapsed().as_secs_f64();
-        println!("Subtest {name}: {} ({seconds:.3}s)", verdict.text());
+        self.journal.finish(&name, verdict, start.elapsed());
         verdict
     }
 
@@ -289,14 +297,12 @@ mod tests {
         fails,
     ];
 
-    fn run(patterns: &[&str]) -> u8 {
-        let patterns: Vec<_> = patterns.iter().map(|p| Pattern::new(p).unwrap()).collect();
-        // The hook is the process's: tests of this module share it.
+    fn runner(debugfs: Option<Debugfs>) -> Runner {
         Runner {
-            debugfs: None,
+            debugfs,
             settle: Duration::ZERO,
+            journal: Journal::default(),
         }
-        .run_matching(LIST, &patterns)
     }
 
     #[test]
@@ -307,22 +313,8 @@ mod tests {
     }
 
     #[test]
-    fn exit_statuses_are_those_of_igt() {
-        assert_eq!(run(&["pass*"]), 0);
-        assert_eq!(run(&["is-skipped"]), 77);
-        assert_eq!(run(&["passes", "is-*"]), 0);
-        assert_eq!(run(&["fails"]), 98);
-        assert_eq!(run(&[]), 98);
-        assert_eq!(run(&["nothing"]), 79);
-    }
-
-    #[test]
     fn a_subtest_without_debugfs_fails() {
-        let debugfs = Some(Debugfs::at("/nonexistent"));
-        let runner = Runner {
-            debugfs,
-            settle: Duration::ZERO,
-        };
+        let runner = runner(Some(Debugfs::at("/nonexistent")));
         assert_eq!(runner.run_one(&LIST[0]), Verdict::Fail);
     }
 
@@ -345,11 +337,7 @@ mod tests {
     fn a_leak_fails_a_subtest_that_passed() {
         fs::create_dir_all(fake_root().join("p2pgpu")).unwrap();
         set_regions(0);
-        let debugfs = Some(Debugfs::at(fake_root()));
-        let runner = Runner {
-            debugfs,
-            settle: Duration::ZERO,
-        };
+        let runner = runner(Some(Debugfs::at(fake_root())));
         let list: &[Subtest] = subtests![
             /// Leaves a region behind.
             leaks,

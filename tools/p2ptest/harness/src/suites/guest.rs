@@ -15,6 +15,7 @@ use p2p_init::{CYCLES_PARAMETER, Status};
 
 use crate::cargo::Programs;
 use crate::context::{Flavour, Mode, Setup, Topology};
+use crate::igt::{self, EXIT_FAIL, EXIT_SKIP, EXIT_SUCCESS};
 use crate::initrd::in_guest;
 use crate::results::{Outcome, Results, Verdict};
 use crate::select::Filter;
@@ -38,9 +39,6 @@ const DEBUG_PART: [(&str, Topology); 6] = [
     ("p2p_remove", Topology::Switch),
     ("p2p_simple", Topology::Switch),
 ];
-/// IGT's exit codes.
-const EXIT_SKIP: i32 = 77;
-const EXIT_FAIL: i32 = 98;
 
 /// The programs whose subject depends on the route between devices.
 const ROUTED: [&str; 7] = [
@@ -363,7 +361,7 @@ fn run_case(session: &mut Session, case: &Case) -> Result<Outcome> {
         case.subtest.clone(),
     ];
     let outcome = session.run(&id, argv, LIMIT, &mut |_| {})?;
-    let verdict = verdict(&outcome);
+    let verdict = verdict(&outcome, &case.subtest);
     let mut output = outcome.output;
     output.extend(outcome.findings);
     let result = Outcome::new(id, verdict, outcome.time).output(output);
@@ -374,8 +372,8 @@ fn run_case(session: &mut Session, case: &Case) -> Result<Outcome> {
 }
 
 /// What an outcome means: whatever was found in the log or the devices fails the
-/// test, however it ended.
-fn verdict(outcome: &session::Outcome) -> Verdict {
+/// test, however it ended; and so does what `igt_runner` would not understand.
+fn verdict(outcome: &session::Outcome, subtest: &str) -> Verdict {
     let status = match &outcome.end {
         End::Crash(why) => return Verdict::Crash(why.clone()),
         End::Told(Status::Stuck) => {
@@ -386,11 +384,14 @@ fn verdict(outcome: &session::Outcome) -> Verdict {
     if let Some(finding) = outcome.findings.first() {
         return Verdict::Fail(format!("kernel log or device: {finding}"));
     }
+    if let Status::Exit(status) = status
+        && let Some(why) = igt::contradiction(&outcome.output, subtest, *status)
+    {
+        return Verdict::Fail(format!("not as IGT's tests tell it: {why}"));
+    }
     match status {
-        Status::Exit(0) => Verdict::Pass,
-        Status::Exit(EXIT_SKIP) => {
-            Verdict::Skip(outcome.output.last().cloned().unwrap_or_default())
-        }
+        Status::Exit(EXIT_SUCCESS) => Verdict::Pass,
+        Status::Exit(EXIT_SKIP) => Verdict::Skip(igt::requirement(&outcome.output)),
         Status::Exit(EXIT_FAIL) => Verdict::Fail("the subtest failed".into()),
         Status::Exit(code) => Verdict::Fail(format!("exit code {code}")),
         Status::Signal(signal) => Verdict::Fail(format!("ended by signal {signal}")),
@@ -404,10 +405,14 @@ fn verdict(outcome: &session::Outcome) -> Verdict {
 mod tests {
     use super::*;
 
-    fn outcome(end: End, findings: &[&str]) -> session::Outcome {
+    /// Of a program that said this of its subtest.
+    fn outcome(end: End, said: &str, findings: &[&str]) -> session::Outcome {
+        let output = format!(
+            "IGT-Version: 1\nStarting subtest: a\nTest requirement: x\nSubtest a: {said} (0.1s)"
+        );
         session::Outcome {
             end,
-            output: vec!["SKIP: no device".into()],
+            output: output.lines().map(str::to_owned).collect(),
             findings: findings.iter().map(|s| (*s).to_owned()).collect(),
             time: Duration::ZERO,
         }
@@ -415,25 +420,28 @@ mod tests {
 
     #[test]
     fn verdicts() {
-        let told = |status| outcome(End::Told(status), &[]);
-        assert_eq!(verdict(&told(Status::Exit(0))), Verdict::Pass);
-        assert_eq!(
-            verdict(&told(Status::Exit(77))),
-            Verdict::Skip("SKIP: no device".into())
-        );
-        for status in [
-            Status::Exit(98),
-            Status::Exit(1),
-            Status::Signal(6),
-            Status::Timeout,
+        let verdict = |status, said, findings: &[&str]| {
+            super::verdict(&outcome(End::Told(status), said, findings), "a")
+        };
+        assert_eq!(verdict(Status::Exit(0), "SUCCESS", &[]), Verdict::Pass);
+        let skip = verdict(Status::Exit(77), "SKIP", &[]);
+        assert_eq!(skip, Verdict::Skip("x".into()));
+        for (status, said) in [
+            (Status::Exit(98), "FAIL"),
+            (Status::Exit(0), "FAIL"),
+            (Status::Exit(77), "SUCCESS"),
+            (Status::Exit(1), "SUCCESS"),
+            (Status::Signal(6), "SUCCESS"),
+            (Status::Timeout, "SUCCESS"),
         ] {
-            assert!(matches!(verdict(&told(status)), Verdict::Fail(_)));
+            assert!(matches!(verdict(status, said, &[]), Verdict::Fail(_)));
         }
-        assert!(matches!(verdict(&told(Status::Stuck)), Verdict::Crash(_)));
-        let warned = outcome(End::Told(Status::Exit(0)), &["WARNING: x"]);
-        assert!(matches!(verdict(&warned), Verdict::Fail(_)));
-        let skipped = outcome(End::Told(Status::Exit(77)), &["WARNING: x"]);
-        assert!(matches!(verdict(&skipped), Verdict::Fail(_)));
+        let stuck = verdict(Status::Stuck, "SUCCESS", &[]);
+        assert!(matches!(stuck, Verdict::Crash(_)));
+        let warned = verdict(Status::Exit(0), "SUCCESS", &["WARNING: x"]);
+        assert!(matches!(warned, Verdict::Fail(_)));
+        let skipped = verdict(Status::Exit(77), "SKIP", &["WARNING: x"]);
+        assert!(matches!(skipped, Verdict::Fail(_)));
     }
 
     fn case(name: &str, subtest: &str) -> Case {
