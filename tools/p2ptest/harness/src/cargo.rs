@@ -128,6 +128,8 @@ pub fn tests_with_counters(ctx: &Context) -> Result<Vec<Executable>> {
     command
         .args(["test", "--workspace", "--no-run"])
         .env("RUSTFLAGS", "-Cinstrument-coverage")
+        // Of build scripts, which would leave a file in the checkout.
+        .env("LLVM_PROFILE_FILE", "/dev/null")
         .env("CARGO_TARGET_DIR", ctx.cache.join("target/coverage"))
         .current_dir(ctx.workspace());
     let mut built = run(ctx, "tests with counters", &log, &mut command)?;

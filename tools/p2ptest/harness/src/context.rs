@@ -30,8 +30,8 @@ pub struct Context {
     pub setup: Setup,
     /// What the demo shows.
     pub act: Act,
-    /// Which kernels the tests run on; `None` if the user does not say.
-    pub debug: Option<bool>,
+    /// The only kernel that tests run on; `None` if the user does not say.
+    pub only: Option<Flavour>,
 }
 
 /// What a kernel is configured for.
@@ -41,17 +41,20 @@ pub enum Flavour {
     Release,
     /// To find defects: KASAN, lockdep, kmemleak, DMA-API debugging and more.
     Debug,
+    /// To count how often each line of what is ours is reached.
+    Coverage,
 }
 
 impl Flavour {
-    /// Both, in the order in which they are built and tested.
-    pub const ALL: [Self; 2] = [Self::Release, Self::Debug];
+    /// All, in the order in which they are built and tested.
+    pub const ALL: [Self; 3] = [Self::Release, Self::Debug, Self::Coverage];
 
     /// What the names of its files and of its tests start with.
     pub fn prefix(self) -> &'static str {
         match self {
             Self::Release => "",
             Self::Debug => "debug-",
+            Self::Coverage => "coverage-",
         }
     }
 
@@ -60,13 +63,14 @@ impl Flavour {
         match self {
             Self::Release => 1.0,
             Self::Debug => 4.0,
+            Self::Coverage => 1.5,
         }
     }
 
     /// Memory of a test's guest, MiB: KASAN takes an eighth, and keeps freed memory.
     pub fn memory(self) -> u64 {
         match self {
-            Self::Release => 1024,
+            Self::Release | Self::Coverage => 1024,
             Self::Debug => 1536,
         }
     }
@@ -77,7 +81,7 @@ impl Flavour {
     /// there, and so be no leak to kmemleak.
     pub fn parameters(self) -> &'static str {
         match self {
-            Self::Release => "",
+            Self::Release | Self::Coverage => "",
             Self::Debug => " kasan_multi_shot log_buf_len=2M slab_debug=F",
         }
     }
@@ -239,10 +243,10 @@ impl Context {
             Some("allreduce") => Act::Allreduce,
             Some(v) => bail!("ACT={v}: expected file or allreduce"),
         };
-        let debug = match text("DEBUG").as_deref() {
+        let only = match text("DEBUG").as_deref() {
             None => None,
-            Some("0") => Some(false),
-            Some("1") => Some(true),
+            Some("0") => Some(Flavour::Release),
+            Some("1") => Some(Flavour::Debug),
             Some(v) => bail!("DEBUG={v}: expected 0 or 1"),
         };
         Ok(Self {
@@ -255,16 +259,13 @@ impl Context {
             accel,
             setup: Setup { topology, mode },
             act,
-            debug,
+            only,
         })
     }
 
     /// The kernel of the commands that use one only.
     pub fn flavour(&self) -> Flavour {
-        match self.debug {
-            Some(true) => Flavour::Debug,
-            Some(false) | None => Flavour::Release,
-        }
+        self.only.unwrap_or(Flavour::Release)
     }
 
     /// What this checkout builds.

@@ -94,6 +94,7 @@ pub fn demo(ctx: &Context) -> Result<bool> {
         initrd,
         accel,
         memory: kernel.flavour.memory() + memory,
+        counters: None,
     };
     let mut session = Session::start(&parts, ctx.setup, "demo", "kunit.enable=0")?;
     let mut findings = std::mem::take(&mut session.boot);

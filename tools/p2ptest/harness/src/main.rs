@@ -35,7 +35,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::context::Context;
+use crate::context::{Context, Flavour};
 use crate::select::Filter;
 
 /// The command line; make's variables reach it through the environment.
@@ -52,7 +52,7 @@ enum Command {
     Bench,
     /// Sends a file from one GPU's memory to the other's.
     Demo,
-    /// Reports the lines that the host's tests reach.
+    /// Reports the lines that the tests reach.
     Coverage,
     /// Runs random calls of both drivers in a guest.
     Fuzz,
@@ -88,18 +88,26 @@ fn run(command: Command) -> Result<bool> {
     stop::install()?;
     let ctx = Context::from_env()?;
     let optional = ctx.flavour().prefix();
-    let filter = || Filter::new(std::env::var("T").ok().as_deref(), optional);
+    let chosen = || std::env::var("T").ok();
+    let filter = || Filter::new(chosen().as_deref(), optional);
     match command {
         Command::Bench => bench::run(&ctx, &filter()?).map(|()| true),
         Command::Demo => interactive::demo(&ctx),
-        Command::Coverage => coverage::run(&ctx),
+        Command::Coverage => {
+            let ctx = Context {
+                only: Some(Flavour::Coverage),
+                ..ctx
+            };
+            let optional = Flavour::Coverage.prefix();
+            coverage::run(&ctx, &Filter::new(chosen().as_deref(), optional)?)
+        }
         Command::Fuzz => fuzz::guest::run(&ctx),
         Command::FuzzModels => fuzz::models::run(&ctx),
         Command::Series => series::run(&ctx),
         Command::Shell => interactive::shell(&ctx).map(|()| true),
         Command::Top => interactive::top(&ctx),
         Command::List => test::list(&ctx, &filter()?).map(|()| true),
-        Command::Test => Ok(test::run(&ctx, &filter()?)?.good()),
+        Command::Test => Ok(test::run(&ctx, &filter()?)?.counts.good()),
         Command::Kernel => {
             let kernel = kernel::ensure(&ctx, ctx.flavour())?;
             println!("{}", kernel.image.display());

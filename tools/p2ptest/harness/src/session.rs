@@ -8,15 +8,18 @@ use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use p2p_init::{Ask, Report, Request, Status};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::cargo::Programs;
 use crate::context::{Context, Flavour, Setup};
+use crate::coverage::counters::{Counters, Snapshot};
 use crate::host;
 use crate::models::Models;
 use crate::qemu::{Accel, Console, Guest};
@@ -54,6 +57,8 @@ pub struct Parts<'a> {
     pub accel: Accel,
     /// Memory, MiB.
     pub memory: u64,
+    /// How often the kernel's lines were reached, if it counts them.
+    pub counters: Option<Arc<Counters>>,
 }
 
 /// What came of one request.
@@ -101,8 +106,11 @@ pub struct Session {
     pub boot: Vec<String>,
     /// The guest is not fit for another test.
     pub retired: bool,
+    counters: Option<Arc<Counters>>,
+    /// What this guest's memory held of them last.
+    counted: Snapshot,
     scale: f64,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Session {
@@ -169,8 +177,10 @@ impl Session {
             console_path,
             boot: Vec::new(),
             retired: false,
+            counters: parts.counters.clone(),
+            counted: Snapshot::new(),
             scale: parts.ctx.timeout_scale * parts.flavour.slowness(),
-            _folder: folder,
+            folder,
         };
         session.await_ready()?;
         Ok(session)
@@ -243,6 +253,45 @@ impl Session {
     pub fn leaks(&mut self) -> Result<Outcome> {
         let limit = LEAKS_LIMIT.mul_f64(self.scale);
         self.request(&Request::Leaks, limit, &mut |_| {})
+    }
+
+    /// Takes the counters of a kernel that has them, from the guest's memory.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Session::run`].
+    pub fn count(&mut self) -> Result<Outcome> {
+        let counters = self.counters.clone();
+        let counters = counters.context("a kernel without counters")?;
+        // Not all modules need be loaded: then it ends with an error.
+        let mut outcome = self.run("counters", counters.question(), MARGIN, &mut |_| {})?;
+        if let End::Told(status) = &mut outcome.end {
+            *status = match self.read_counters(&counters, &outcome.output) {
+                Ok(()) => Status::Exit(0),
+                Err(e) => Status::Failed(format!("{e:#}")),
+            };
+        }
+        Ok(outcome)
+    }
+
+    fn read_counters(&mut self, counters: &Counters, answer: &[String]) -> Result<()> {
+        let file = self.folder.path().join("memory");
+        let mut now = Snapshot::new();
+        for (address, counted) in counters.places(answer) {
+            // QEMU knows the kernel's addresses as well: those of its first processor.
+            let arguments = json!({
+                "val": address.cast_signed(),
+                "size": counted.size(),
+                "filename": file,
+            });
+            self.qmp.execute("memsave", arguments)?;
+            let bytes = fs::read(&file)?;
+            let (values, _) = bytes.as_chunks();
+            let values = values.iter().map(|value| u64::from_le_bytes(*value));
+            now.insert(counted.name, values.collect());
+        }
+        counters.add(&mut self.counted, now);
+        Ok(())
     }
 
     fn request(
@@ -343,6 +392,13 @@ impl Session {
     /// When the user stops the run, or the console cannot be written.
     pub fn power_off(mut self) -> Result<Vec<String>> {
         let mut findings = Vec::new();
+        // Of what ran since the last audit, if there was none at the end.
+        if self.counters.is_some() && self.retired {
+            match self.count()?.end {
+                End::Told(Status::Exit(0)) => {}
+                end => findings.push(format!("its counters cannot be read: {end:?}")),
+            }
+        }
         let sent = self.send(&Request::PowerOff)?;
         let limit = POWER_OFF_LIMIT.mul_f64(self.scale);
         match sent.map(|()| self.qemu.wait_for(limit)) {

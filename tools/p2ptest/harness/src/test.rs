@@ -2,11 +2,13 @@
 //! `make test` and `make list`: the chosen tests of all groups, in order of cost.
 
 use std::fs;
+use std::sync::Arc;
 
 use anyhow::Result;
 
 use crate::cargo;
 use crate::context::{Context, Flavour, Setup};
+use crate::coverage::counters::Counters;
 use crate::initrd;
 use crate::kernel::{self, Kernel};
 use crate::qemu::Accel;
@@ -35,16 +37,19 @@ fn guests(flavour: Flavour) -> impl Iterator<Item = String> {
 
 impl Plan {
     fn new(ctx: &Context, filter: &Filter) -> Result<Self> {
-        let flavours = Flavour::ALL.into_iter().filter(|flavour| match flavour {
-            Flavour::Release => ctx.debug != Some(true),
-            Flavour::Debug => ctx.debug != Some(false),
-        });
+        let flavours = Flavour::ALL
+            .into_iter()
+            .filter(|flavour| match (flavour, ctx.only) {
+                (flavour, Some(only)) => *flavour == only,
+                (Flavour::Release | Flavour::Debug, None) => true,
+                (Flavour::Coverage, None) => false,
+            });
         let may_boot = flavours
             .clone()
             .flat_map(guests)
             .any(|prefix| filter.may_take(&prefix));
         // What meets no kernel is no other test with another one.
-        let everywhere = ctx.debug != Some(true);
+        let everywhere = matches!(ctx.only, None | Some(Flavour::Release));
         let mut checks = if everywhere && filter.may_take(checks::PREFIX) {
             checks::list(ctx)?
         } else {
@@ -67,7 +72,7 @@ impl Plan {
         }
         let cases = programs
             .as_ref()
-            .map_or_else(|| Ok(Vec::new()), |p| guest::list(p, ctx.debug))?;
+            .map_or_else(|| Ok(Vec::new()), |p| guest::list(p, ctx.only))?;
         let (cases, guest_ids) = guest::choose(cases, filter);
 
         let mut ids: Vec<String> = checks.iter().map(|c| c.id(&ctx.top)).collect();
@@ -105,13 +110,22 @@ pub fn list(ctx: &Context, filter: &Filter) -> Result<()> {
     Ok(())
 }
 
+/// What came of a run.
+#[derive(Debug)]
+pub struct Ran {
+    /// The tests' results.
+    pub counts: Counts,
+    /// How often the lines of the kernel that counts them were reached.
+    pub counters: Option<Arc<Counters>>,
+}
+
 /// Runs the chosen tests and reports.
 ///
 /// # Errors
 ///
 /// When something that has to be built fails, or the user stops the run; what ran
 /// until then is reported all the same.
-pub fn run(ctx: &Context, filter: &Filter) -> Result<Counts> {
+pub fn run(ctx: &Context, filter: &Filter) -> Result<Ran> {
     let plan = Plan::new(ctx, filter)?;
     let folder = ctx.results();
     if folder.exists() {
@@ -119,7 +133,8 @@ pub fn run(ctx: &Context, filter: &Filter) -> Result<Counts> {
     }
     fs::create_dir_all(&folder)?;
     let mut results = Results::new(std::io::stdout().lock(), plan.ids.iter().cloned())?;
-    let ran = run_plan(ctx, &plan, &mut results);
+    let mut counters = None;
+    let ran = run_plan(ctx, &plan, &mut results, &mut counters);
     let why = match &ran {
         Ok(()) => "it did not run".to_owned(),
         Err(e) => format!("it did not run: {e:#}"),
@@ -128,13 +143,14 @@ pub fn run(ctx: &Context, filter: &Filter) -> Result<Counts> {
         eprintln!("p2ptest: {e:#}");
     }
     let counts = results.finish(&folder, &why)?;
-    Ok(counts)
+    Ok(Ran { counts, counters })
 }
 
 fn run_plan(
     ctx: &Context,
     plan: &Plan,
     results: &mut Results<std::io::StdoutLock<'_>>,
+    counters: &mut Option<Arc<Counters>>,
 ) -> Result<()> {
     for suite in &plan.host {
         stop::check()?;
@@ -168,10 +184,16 @@ fn run_plan(
     }
     // Tests follow the kernel that they need: a build of the other one may fail.
     if let Some(kernel) = kernel.transpose()? {
-        run_guests(ctx, plan, kernel, results)?;
+        run_guests(ctx, plan, kernel, results, None)?;
     }
     if plan.boots(Flavour::Debug) {
-        run_guests(ctx, plan, kernel::ensure(ctx, Flavour::Debug)?, results)?;
+        let kernel = kernel::ensure(ctx, Flavour::Debug)?;
+        run_guests(ctx, plan, kernel, results, None)?;
+    }
+    if plan.boots(Flavour::Coverage) {
+        let kernel = kernel::ensure(ctx, Flavour::Coverage)?;
+        *counters = Some(Arc::new(Counters::of(&kernel)?));
+        run_guests(ctx, plan, kernel, results, counters.clone())?;
     }
     Ok(())
 }
@@ -182,6 +204,7 @@ fn run_guests(
     plan: &Plan,
     kernel: Kernel,
     results: &mut Results<std::io::StdoutLock<'_>>,
+    counters: Option<Arc<Counters>>,
 ) -> Result<()> {
     let flavour = kernel.flavour;
     let Some(programs) = plan.programs.as_ref().filter(|_| plan.boots(flavour)) else {
@@ -195,6 +218,7 @@ fn run_guests(
         image: kernel.image,
         programs,
         memory: flavour.memory(),
+        counters,
     };
     for (_, chosen) in plan.kunit.iter().filter(|(of, _)| *of == flavour) {
         kunit::run(&parts, chosen, results)?;

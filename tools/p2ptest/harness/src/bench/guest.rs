@@ -51,6 +51,7 @@ pub fn measure(ctx: &Context, filter: &Filter) -> Result<InGuest> {
         programs: &programs,
         // The allocators' own tables take 600 MiB.
         memory: 2 * kernel.flavour.memory(),
+        counters: None,
     };
     eprintln!("p2ptest: benchmarks in a guest, which take some minutes");
     let mut session = Session::start(&parts, ctx.setup, "bench", "kunit.enable=0")?;

@@ -275,6 +275,7 @@ pub fn run(ctx: &Context) -> Result<bool> {
         image: kernel.image,
         programs: &programs,
         memory: kernel.flavour.memory(),
+        counters: None,
     };
     let mut fuzzer = Fuzzer {
         parts: &parts,

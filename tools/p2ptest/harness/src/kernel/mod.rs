@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::content::{Key, Stamp, read_optional, write_atomic};
+use crate::content::{Key, Stamp, read_optional, write_atomic, write_if_changed};
 use crate::context::{Context, Flavour};
 use crate::lock;
 use crate::step::Step;
@@ -22,6 +22,34 @@ const BUILD_LINES: u64 = 1850;
 const RELEASE: &str = "release.config";
 const DEBUG: &str = "debug.config";
 
+/// What counts how often its lines are reached: all that is ours. Parts of the kernel
+/// itself, and the modules' own parts, by the name that kbuild's variables for the flags
+/// of one object have.
+const COUNTED_BUILTIN: [&str; 4] = [
+    "rust/kernel.o",
+    "mm/p2p_vma.o",
+    "drivers/dma-buf/p2p_bar.o",
+    "drivers/dma-buf/p2p_bar_vma.o",
+];
+const COUNTED: [&str; 8] = [
+    "RUSTFLAGS_kernel.o",
+    "RUSTFLAGS_p2pgpu_main.o",
+    "RUSTFLAGS_p2pnic.o",
+    "RUSTFLAGS_p2p_importer_test.o",
+    "RUSTFLAGS_rust_p2p_simple.o",
+    "CFLAGS_p2p_vma.o",
+    "CFLAGS_p2p_bar.o",
+    "CFLAGS_p2p_bar_vma.o",
+];
+/// A kernel has no library that would write the counters to a file.
+const COUNT_RUST: &str = "-Cinstrument-coverage -Zno-profiler-runtime";
+const COUNT_C: &str = "-fprofile-instr-generate -fcoverage-mapping";
+/// The compilers give each function sections of its own, in groups: a module's are put
+/// together.
+const COUNT_MODULES: &str = "--force-group-allocation";
+/// Where the counters are in the kernel itself.
+const COUNT_LAYOUT: &str = "coverage.lds.h";
+
 /// What a guest boots, in the checkout's own build folder.
 #[derive(Debug, Clone)]
 pub struct Kernel {
@@ -31,10 +59,21 @@ pub struct Kernel {
     pub image: PathBuf,
     /// Modules in an order in which they can be loaded.
     pub modules: Vec<PathBuf>,
+    /// What counts in it, if something does.
+    pub counting: Option<Counting>,
     /// The prepared source tree; another checkout may change it.
     pub tree: PathBuf,
     /// Where it was built; another checkout may change it.
     pub objects: PathBuf,
+}
+
+/// What counts in the kernel itself.
+#[derive(Debug, Clone)]
+pub struct Counting {
+    /// The kernel as it was linked: where the counters are.
+    pub vmlinux: PathBuf,
+    /// What it was linked from: what they count.
+    pub objects: Vec<PathBuf>,
 }
 
 /// Builds what is stale and copies the results into the checkout's build folder.
@@ -56,6 +95,7 @@ pub fn ensure(ctx: &Context, flavour: Flavour) -> Result<Kernel> {
     let suffix = match flavour {
         Flavour::Release => ".build",
         Flavour::Debug => "-debug.build",
+        Flavour::Coverage => "-coverage.build",
     };
     let build = Build {
         ctx,
@@ -71,6 +111,12 @@ pub fn ensure(ctx: &Context, flavour: Flavour) -> Result<Kernel> {
             .add(&origin)
             .add(&overlay.all)
             .add(&fragment);
+        if flavour == Flavour::Coverage {
+            key.add(fs::read(ctx.kernel_files().join(COUNT_LAYOUT))?);
+            build.counted().for_each(|variable| {
+                key.add(variable);
+            });
+        }
         key.hex()
     };
     let stamp_path = with_suffix(&build.out, ".stamp");
@@ -104,8 +150,12 @@ impl Build<'_> {
     fn fragment(&self) -> Result<String> {
         let folder = self.ctx.kernel_files();
         let mut text = fs::read_to_string(folder.join(RELEASE))?;
-        if self.flavour == Flavour::Debug {
-            text.push_str(&fs::read_to_string(folder.join(DEBUG))?);
+        let over = match self.flavour {
+            Flavour::Release | Flavour::Coverage => None,
+            Flavour::Debug => Some(DEBUG),
+        };
+        if let Some(over) = over {
+            text.push_str(&fs::read_to_string(folder.join(over))?);
         }
         for (parent, driver, line) in [
             (
@@ -147,8 +197,32 @@ impl Build<'_> {
             "KBUILD_BUILD_USER=p2pgpu",
             "KBUILD_BUILD_HOST=p2pgpu",
         ]);
+        if self.flavour == Flavour::Coverage {
+            command.args(self.counted());
+        }
         command.env("KBUILD_BUILD_TIMESTAMP", "2026-01-01");
         command
+    }
+
+    /// The variables of make that have our objects count.
+    fn counted(&self) -> impl Iterator<Item = String> {
+        let objects = COUNTED.into_iter().map(|name| {
+            let flags = match name.starts_with("RUST") {
+                true => COUNT_RUST,
+                false => COUNT_C,
+            };
+            format!("{name}={flags}")
+        });
+        let layout = self.layout();
+        objects.chain([
+            format!("LDFLAGS_MODULE={COUNT_MODULES}"),
+            format!("CPPFLAGS_vmlinux.lds=-include {}", layout.display()),
+        ])
+    }
+
+    /// A copy, as another checkout may have another one.
+    fn layout(&self) -> PathBuf {
+        self.out.join(COUNT_LAYOUT)
     }
 
     /// Objects of another compiler or another Linux are no good.
@@ -200,6 +274,10 @@ impl Build<'_> {
     }
 
     fn compile(&self) -> Result<()> {
+        if self.flavour == Flavour::Coverage {
+            let layout = fs::read(self.ctx.kernel_files().join(COUNT_LAYOUT))?;
+            write_if_changed(&self.layout(), &layout)?;
+        }
         let log = self.log("kernel-build.log");
         let label = format!("{}kernel", self.flavour.prefix());
         let first = !self.out.join("vmlinux").exists();
@@ -230,10 +308,23 @@ impl Build<'_> {
         fs::create_dir_all(to.join("modules"))?;
         let copy = |from: &Path, to: &Path| -> Result<()> {
             let bytes = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
-            crate::content::write_if_changed(to, &bytes).map(|_| ())
+            write_if_changed(to, &bytes).map(|_| ())
         };
         let image = to.join("bzImage");
         copy(&self.out.join("arch/x86/boot/bzImage"), &image)?;
+        let counting = match self.flavour {
+            Flavour::Release | Flavour::Debug => None,
+            Flavour::Coverage => Some(Counting {
+                vmlinux: to.join("vmlinux"),
+                objects: COUNTED_BUILTIN.map(|name| to.join(name)).to_vec(),
+            }),
+        };
+        if let Some(counting) = &counting {
+            copy(&self.out.join("vmlinux"), &counting.vmlinux)?;
+            for name in COUNTED_BUILTIN {
+                copy(&self.out.join(name), &to.join(name))?;
+            }
+        }
         let order = fs::read_to_string(self.out.join("modules.order")).unwrap_or_default();
         let mut built = Vec::new();
         for line in order.lines() {
@@ -257,6 +348,7 @@ impl Build<'_> {
             flavour: self.flavour,
             image,
             modules: load_order(built)?,
+            counting,
             tree: self.source.clone(),
             objects: self.out.clone(),
         })

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the debug kernel is asked after a boot and after each group of tests, as
-//! tests of their own: "debug-mapped/p2p_export@kmemleak" for what the group
-//! leaked, "@checkers" for whether it could have been caught.
+//! What a kernel is asked after a boot and after each group of tests, as tests of
+//! their own. The debug kernel: "debug-mapped/p2p_export@kmemleak" for what the group
+//! leaked, "@checkers" for whether it could have been caught. The one that counts
+//! lines: "coverage-mapped/p2p_export@counters", whether it tells them.
 
 use std::io::Write;
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub fn ids(flavour: Flavour, group: &str) -> Vec<String> {
     match flavour {
         Flavour::Release => Vec::new(),
         Flavour::Debug => vec![leaks(group), checkers(group)],
+        Flavour::Coverage => vec![counters(group)],
     }
 }
 
@@ -38,6 +40,10 @@ fn leaks(group: &str) -> String {
 
 fn checkers(group: &str) -> String {
     format!("{group}@checkers")
+}
+
+fn counters(group: &str) -> String {
+    format!("{group}@counters")
 }
 
 /// Audits a group that has just run. What has leaked is forgotten, so that the
@@ -52,8 +58,14 @@ pub fn run<W: Write>(
     group: &str,
     results: &mut Results<W>,
 ) -> Result<Guest> {
-    if flavour == Flavour::Release {
-        return Ok(Guest::Fit);
+    match flavour {
+        Flavour::Release => return Ok(Guest::Fit),
+        Flavour::Debug => {}
+        Flavour::Coverage => {
+            let outcome = session.count()?;
+            let counters = (counters(group), "its counters cannot be read");
+            return add(session, counters, outcome, results);
+        }
     }
     let outcome = session.leaks()?;
     let leaks = (leaks(group), "memory leaked");
@@ -145,12 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn only_the_debug_kernel_is_audited() {
+    fn who_is_asked_what() {
         assert!(ids(Flavour::Release, "mapped/boot").is_empty());
         let ids = ids(Flavour::Debug, "debug-mapped/boot");
         assert_eq!(
             ids,
             ["debug-mapped/boot@kmemleak", "debug-mapped/boot@checkers"]
         );
+        let ids = super::ids(Flavour::Coverage, "coverage-mapped/boot");
+        assert_eq!(ids, ["coverage-mapped/boot@counters"]);
     }
 }

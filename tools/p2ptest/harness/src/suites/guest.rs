@@ -100,9 +100,9 @@ impl Place {
         ids
     }
 
-    /// Whether a run tests a program here. Unless the user asks for the debug
-    /// kernel, or for none of it, it has a part of the tests.
-    fn runs(self, program: &str, debug: Option<bool>) -> bool {
+    /// Whether a run tests a program here. Unless there is only one kernel to test, the
+    /// debug kernel has a part of the tests, and the one that counts lines none.
+    fn runs(self, program: &str, only: Option<Flavour>) -> bool {
         let topology = self.setup.topology;
         let has_subject = match TRANSLATED.contains(&program) {
             true => topology == Topology::Iommu,
@@ -111,12 +111,13 @@ impl Place {
         let has_mode = self.setup.mode == Mode::Mapped || !MODELESS.contains(&program);
         has_subject
             && has_mode
-            && match (self.flavour, debug) {
-                (Flavour::Release, debug) => debug != Some(true),
-                (Flavour::Debug, Some(debug)) => debug,
+            && match (self.flavour, only) {
+                (flavour, Some(only)) => flavour == only,
+                (Flavour::Release, None) => true,
                 (Flavour::Debug, None) => {
                     self.setup.mode == Mode::Mapped && DEBUG_PART.contains(&(program, topology))
                 }
+                (Flavour::Coverage, None) => false,
             }
     }
 }
@@ -147,7 +148,7 @@ impl Case {
 /// # Errors
 ///
 /// When one of them fails to tell.
-pub fn list(programs: &Programs, debug: Option<bool>) -> Result<Vec<Case>> {
+pub fn list(programs: &Programs, only: Option<Flavour>) -> Result<Vec<Case>> {
     let mut listed = Vec::new();
     for program in &programs.tests {
         let mut command = Command::new(program);
@@ -160,7 +161,7 @@ pub fn list(programs: &Programs, debug: Option<bool>) -> Result<Vec<Case>> {
     for place in Place::all() {
         for (program, lines) in &listed {
             let name = program.file_name().unwrap_or_default().to_string_lossy();
-            if !place.runs(&name, debug) {
+            if !place.runs(&name, only) {
                 continue;
             }
             for subtest in lines.iter().map(|line| line.trim()) {
@@ -494,23 +495,26 @@ mod tests {
 
     #[test]
     fn what_runs_where() {
-        let places = |program: &str, debug| {
-            let runs = Place::all().filter(|place| place.runs(program, debug));
+        let places = |program: &str, only| {
+            let runs = Place::all().filter(|place| place.runs(program, only));
             runs.map(Place::name).collect::<Vec<_>>()
         };
-        let mut part = places("p2p_export", Some(false));
+        let release = Some(Flavour::Release);
+        let mut part = places("p2p_export", release);
         assert_eq!(part.len(), Setup::all().count());
         part.push("debug-mapped".into());
         assert_eq!(places("p2p_export", None), part);
         assert_eq!(places("p2p_gem", None), ["mapped", "trapped"]);
-        let modeless = places("p2p_simple", Some(false));
+        let modeless = places("p2p_simple", release);
         assert_eq!(modeless.len(), Topology::ALL.len());
         assert!(modeless.iter().all(|place| place.ends_with("mapped")));
         let translated = ["iommu-mapped", "iommu-trapped"];
-        assert_eq!(places("p2p_iommu", Some(false)), translated);
+        assert_eq!(places("p2p_iommu", release), translated);
         let in_part = places("p2p_iommu", None);
         assert_eq!(in_part.last().unwrap(), "debug-iommu-mapped");
         let debug = ["debug-mapped", "debug-trapped"];
-        assert_eq!(places("p2p_gem", Some(true)), debug);
+        assert_eq!(places("p2p_gem", Some(Flavour::Debug)), debug);
+        let coverage = ["coverage-mapped", "coverage-trapped"];
+        assert_eq!(places("p2p_gem", Some(Flavour::Coverage)), coverage);
     }
 }
