@@ -75,9 +75,9 @@ impl<M: Storage, L, const MAX_KNOWN: usize> State<M, L, MAX_KNOWN> {
     }
 
     /// Claims `count` slots that will drain, as peers hold them of a promised object that leaves.
-    /// `false`: with them the promises could not be kept.
+    /// `false`: with them the promises could not be kept. Where none will, nothing is in the way.
     pub(crate) fn claim_drain(&mut self, count: u32) -> bool {
-        let fits = self.slots.may_drain(count.saturating_add(self.claimed));
+        let fits = count == 0 || self.slots.may_drain(count.saturating_add(self.claimed));
         if fits {
             self.claim(count);
         }
