@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Objects that leave VRAM and come back to it by copies for which nobody waits, what waits for
-//! their bytes, and what becomes of all if the copies fail.
+//! their bytes, and what becomes of all if the copies fail or the device goes.
 
-use crate::{Injected, ends, grant};
+use crate::{Injected, SHORT, ends, grant};
 use nix::errno::Errno;
-use p2pguest::binding::wait_until;
-use p2pguest::dmabuf::{Access, DmaBuf};
+use nix::sys::signal::Signal;
+use p2pguest::binding::{Unbound, gpu_is_there, wait_until};
+use p2pguest::dmabuf::{Access, DmaBuf, outcome};
 use p2pguest::gpu::{Bo, Gpu, Placement};
+use p2pguest::host;
+use p2pguest::igt::{self, Outcome};
 use p2pguest::importer::{Attach, Direction, Importer};
 use p2pguest::nic::ACCESS_ALL;
 use p2pguest::pattern::Pattern;
+use p2pguest::refused;
 use p2pguest::rig::Rig;
 use p2pguest::shared::Stalled;
 use p2pguest::submit::{Context, binary, copy};
@@ -17,6 +21,8 @@ use p2pguest::syncobj::Syncobj;
 use p2pguest::sys::uapi::*;
 use p2pguest::topology::Topology;
 use p2pguest::trace::Trace;
+use serde_json::json;
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -232,4 +238,109 @@ pub fn lost_on_the_way_back() {
     assert_eq!(away.info().losses, 0);
     // It came back for the checksum.
     assert!(is_in_vram(&away));
+}
+
+/// Everything that an object's owner and its peers can ask for when GPU 0 has gone away while the
+/// object's bytes were on their way. `go` makes the GPU go; the result is kept to the end.
+#[track_caller]
+fn gone_during_an_eviction<T>(go: impl FnOnce(&Gpu) -> T) -> (Rig, T) {
+    let rig = Rig::open();
+    let gpu = &rig.gpu[0];
+    for what in ["copy_timeout_ms", "job_timeout_ms"] {
+        // It is as before when the GPU is bound again.
+        fs::write(gpu.pci().sysfs().join(what), SHORT).expect("a file in sysfs");
+    }
+    let went = {
+        let Turns {
+            away,
+            there,
+            _ballast,
+        } = &turns(gpu);
+        for bo in [away, there] {
+            bo.set_exportable(true);
+        }
+        let buffer = DmaBuf(there.export());
+        let importers = [away, there].map(|bo| {
+            let how = Attach::peer(rig.nic[0].pci());
+            Importer::attach(&bo.export(), how)
+        });
+        let map = there.map();
+        let sink = gpu.create(gpu.page, Placement::System);
+        let context = Context::new(gpu);
+        let stalled = Stalled::new("gpu0");
+        let done = use_of(&context, away, &sink);
+        assert!(is_in_vram(away) && !is_in_vram(there));
+        assert!(!buffer.is_ready(Access::Read), "its bytes are on the way");
+        // The syncobj goes with the GPU.
+        let fence = done.export_sync_file();
+        // A CPU and peers wait for them.
+        let reader = igt::fork(|| {
+            map.load(8);
+        });
+        let went = thread::scope(|scope| {
+            let maps = importers.each_ref().map(|importer| {
+                scope.spawn(|| importer.__map(Direction::Both).map(|(index, _)| index))
+            });
+            thread::sleep(Duration::from_millis(50));
+            let went = go(gpu);
+            for (importer, map) in importers.iter().zip(maps) {
+                // What was given before it went was taken back.
+                if let Err(errno) = map.join().expect("a thread") {
+                    assert_eq!(errno, Errno::ENODEV);
+                }
+                assert_eq!(importer.info().mappings, 0);
+            }
+            went
+        });
+        drop(stalled);
+        // What was submitted ends, and not well.
+        wait_until("the job has ended", || outcome(&fence).is_some());
+        assert!(matches!(
+            outcome(&fence),
+            Some(Err(Errno::ENODEV | Errno::EIO))
+        ));
+        assert!(buffer.is_ready(Access::Write));
+        match reader.outcome() {
+            // It came before.
+            Outcome::Passed | Outcome::Killed(Signal::SIGBUS) => {}
+            outcome => panic!("the reader: {outcome:?}"),
+        }
+        refused(there.__info(), Errno::ENODEV);
+        refused(away.__checksum(0, 4096), Errno::ENODEV);
+        for importer in &importers {
+            refused(importer.__map(Direction::Both), Errno::ENODEV);
+        }
+        went
+    };
+    (rig, went)
+}
+
+pub fn unbound_during_an_eviction() {
+    let (rig, unbound) = gone_during_an_eviction(|gpu| Unbound::new("p2pgpu", gpu.pci()));
+    let pci = rig.gpu[0].pci();
+    drop(rig);
+    drop(unbound);
+    wait_until("the GPU comes back", || gpu_is_there(pci));
+    // All of VRAM is there again, and an eviction works.
+    let gpu = Gpu::open(0);
+    let vram = |what| gpu.param(what);
+    assert_eq!(vram(P2PGPU_PARAM_VRAM_FREE), vram(P2PGPU_PARAM_VRAM_SIZE));
+    let Turns { away, there, .. } = &turns(&gpu);
+    away.assert_holds(Pattern(1));
+    there.assert_holds(Pattern(2));
+}
+
+pub fn pulled_out_during_an_eviction() {
+    host::retire_guest();
+    igt::expect_gone(Gpu::open(0).pci());
+    let (rig, ()) = gone_during_an_eviction(|gpu| {
+        host::control("gpu0", json!({"cmd": "remove"}));
+        fs::write(gpu.pci().sysfs().join("remove"), "1").expect("a file in sysfs");
+        let is_there = || gpu.pci().sysfs().exists();
+        wait_until("the device is gone", || !is_there());
+    });
+    // The other one does not notice.
+    let Turns { away, there, .. } = &turns(&rig.gpu[1]);
+    away.assert_holds(Pattern(1));
+    there.assert_holds(Pattern(2));
 }

@@ -57,6 +57,10 @@ const SUBTESTS: &[Subtest] = subtests![
     lost_in_an_eviction,
     /// An object that does not get back to VRAM is where it was, and the job that wanted it fails.
     lost_on_the_way_back,
+    /// The GPU is unbound while an eviction is queued, and CPUs and peers wait for the bytes.
+    unbound_during_an_eviction,
+    /// It is pulled out then.
+    pulled_out_during_an_eviction,
 ];
 
 fn main() -> ExitCode {
