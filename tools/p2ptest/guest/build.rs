@@ -62,7 +62,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .allowlist_function(
             "drmIoctl|drmOpenRender|drmGetVersion|drmFreeVersion|drmGetNodeTypeFromFd\
              |drmPrimeHandleToFD|drmPrimeFDToHandle|drmCloseBufferHandle\
-             |drmGetDevices2|drmFreeDevices|drmGetCap|drmSyncobj.*",
+             |drmGetDevices2|drmFreeDevices|drmGetCap|drmSyncobj.*\
+             |drmIsMaster|drmSetMaster|drmDropMaster|drmGetMagic|drmAuthMagic\
+             |drmGetClient|drmGetStats",
         )
         .allowlist_var(
             "DRM_NODE_.*|DRM_BUS_PCI|DRM_RDWR|DRM_CLOEXEC|DRM_CAP_SYNCOBJ.*|DRM_SYNCOBJ_.*",

@@ -65,6 +65,33 @@ impl Drop for Unbound {
     }
 }
 
+/// A device that the kernel has let go as it does when one is unplugged; found
+/// again when this is dropped.
+#[derive(Debug)]
+pub struct Removed;
+
+impl Removed {
+    /// Takes a device from the bus.
+    #[track_caller]
+    pub fn new(pci: PciAddress) -> Self {
+        let path = pci.sysfs().join("remove");
+        if let Err(error) = fs::write(&path, "1") {
+            panic!("{}: {error}", path.display());
+        }
+        wait_until("the device is gone", || !pci.sysfs().exists());
+        Self
+    }
+}
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        // Who waits for the device afterwards says that it is not there.
+        if let Err(error) = fs::write("/sys/bus/pci/rescan", "1") {
+            println!("the bus cannot be looked at: {error}");
+        }
+    }
+}
+
 /// Waits until something is so: devtmpfs and sysfs follow a moment later.
 #[track_caller]
 pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {

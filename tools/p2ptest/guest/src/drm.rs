@@ -99,6 +99,8 @@ pub struct Version {
     pub name: String,
     /// What it is for
     pub description: String,
+    /// When it was made, as it has it
+    pub date: String,
     /// Major and minor version, patch level
     pub number: (i32, i32, i32),
 }
@@ -194,6 +196,7 @@ pub fn version(file: &impl AsFd) -> io::Result<Version> {
     let copy = Version {
         name: text(version.name),
         description: text(version.desc),
+        date: text(version.date),
         number: (
             version.version_major,
             version.version_minor,

@@ -25,6 +25,7 @@ pub mod map;
 pub mod memory;
 pub mod nic;
 pub mod pattern;
+pub mod primary;
 pub mod rig;
 pub mod setting;
 pub mod shared;

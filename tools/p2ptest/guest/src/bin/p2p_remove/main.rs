@@ -9,7 +9,7 @@ use kept::*;
 use load::Load;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use p2pguest::binding::{__unload, Unbound, Unloaded, gpu_is_there, nics, wait_until};
+use p2pguest::binding::{__unload, Removed, Unbound, Unloaded, gpu_is_there, nics, wait_until};
 use p2pguest::drm::PciAddress;
 use p2pguest::gpu::{Gpu, Placement};
 use p2pguest::host;
@@ -319,31 +319,6 @@ fn driver_unload() {
     let both = (Unloaded::new("p2pgpu"), Unloaded::new("p2pnic"));
     drop(both);
     assert_works();
-}
-
-/// A device that the kernel has let go as it does when one is unplugged; found
-/// again when this is dropped.
-struct Removed;
-
-impl Removed {
-    #[track_caller]
-    fn new(pci: PciAddress) -> Self {
-        let path = pci.sysfs().join("remove");
-        if let Err(error) = fs::write(&path, "1") {
-            panic!("{}: {error}", path.display());
-        }
-        wait_until("the device is gone", || !pci.sysfs().exists());
-        Self
-    }
-}
-
-impl Drop for Removed {
-    fn drop(&mut self) {
-        // Who waits for the device afterwards says that it is not there.
-        if let Err(error) = fs::write("/sys/bus/pci/rescan", "1") {
-            println!("the bus cannot be looked at: {error}");
-        }
-    }
 }
 
 fn gpu_unplug() {
