@@ -593,6 +593,8 @@ fn poll_completion() {
         wire.start_write(&source.region, &target.region);
         wire
     };
+    // From the first transfer on the NICs have the regions mapped.
+    completed().near.expect(P2PNIC_STATUS_OK);
     exhaust_and_check(
         What::All,
         "POLL of a completion",
