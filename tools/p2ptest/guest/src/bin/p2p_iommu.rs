@@ -14,6 +14,8 @@ use p2pguest::stray::{self, Log, Stray, refusal_line};
 use p2pguest::subtests;
 use p2pguest::sys::uapi::*;
 use p2pguest::topology::Topology;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::ExitCode;
 use std::thread;
@@ -315,7 +317,9 @@ fn failed_mapping_gives_back_its_addresses() {
         importer.unmap(index);
         address
     };
-    let first = address();
+    // One place below 4 GiB, and one above: the kernel leaves the former for good when an
+    // allocation there fails. Addresses that are lost make it others, each time.
+    let places = RefCell::new(BTreeSet::from([address()]));
     let tried = failures.exhaust(
         || (),
         |()| importer.__map(Direction::Both),
@@ -323,7 +327,9 @@ fn failed_mapping_gives_back_its_addresses() {
             if let Ok((index, _)) = mapped {
                 importer.unmap(*index);
             }
-            assert_eq!(address(), first, "others are in use");
+            let mut places = places.borrow_mut();
+            places.insert(address());
+            assert!(places.len() <= 2, "others are in use: {places:x?}");
         },
     );
     assert!(tried.refused > 0);

@@ -39,9 +39,10 @@ pub fn simple_map() {
     let importer = || Importer::attach(&simple.export_lazy(PAGES), Attach::peer(nic.pci()));
     exhaust("MAP", importer, |importer| importer.__map(Direction::Both));
     let mapped = || simple.map(PAGES);
-    exhaust("REGISTER", mapped, |map| {
+    let opened = || (mapped(), Importer::open());
+    exhaust("REGISTER", opened, |(map, importer)| {
         let argument = Addresses::argument(nic.pci(), map, (0, 4), true);
-        Addresses::__register_raw(&Importer::open(), argument)
+        Addresses::__register_raw(importer, argument)
     });
     let registered = || {
         let map = mapped();
