@@ -6,22 +6,31 @@
 
 use super::{
     ClockSource,
+    Instant,
+    Monotonic,
     NSEC_PER_SEC, //
 };
 use crate::bindings;
+use core::marker::PhantomData;
 
-/// The time of [`Monotonic`](super::Monotonic) at the last tick: up to `1/HZ` seconds ago.
+/// The time of [`Monotonic`] at the last tick: `1/HZ` seconds ago at most, where ticks come in time.
+///
+/// It stands still while the CPU that counts the ticks does not get to it, as that of a guest may
+/// for long. Who sleeps for a time and expects it to have passed asks [`Monotonic`], to which these
+/// instants can be converted.
 ///
 /// # Examples
 ///
 /// ```
 /// use kernel::time::{
 ///     coarse::MonotonicCoarse,
-///     Instant, //
+///     Instant,
+///     Monotonic, //
 /// };
 ///
 /// let start = Instant::<MonotonicCoarse>::now();
 /// assert!(!start.elapsed().is_negative());
+/// assert!(!Instant::<Monotonic>::from(start).elapsed().is_negative());
 /// ```
 pub struct MonotonicCoarse;
 
@@ -38,5 +47,16 @@ unsafe impl ClockSource for MonotonicCoarse {
             .saturating_mul(NSEC_PER_SEC)
             // CAST: `c_long` is not longer than `i64`.
             .saturating_add(time.tv_nsec as i64)
+    }
+}
+
+/// The instant that was read, which is earlier than that at which it was read, or the same.
+impl From<Instant<MonotonicCoarse>> for Instant<Monotonic> {
+    fn from(at: Instant<MonotonicCoarse>) -> Self {
+        // INVARIANT: Both have the same range.
+        Self {
+            inner: at.inner,
+            _c: PhantomData,
+        }
     }
 }

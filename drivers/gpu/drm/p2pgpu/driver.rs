@@ -76,10 +76,7 @@ use kernel::{
         Arc,
         Mutex, //
     },
-    time::{
-        Delta,
-        Instant, //
-    }, //
+    time::Delta, //
 };
 
 /// Longest wait for a reset.
@@ -181,11 +178,8 @@ impl DrmData {
 
     /// Counts a peer mapping, and marks it as made now.
     pub(crate) fn peer_mapped(&self) -> LastMap {
-        LastMap {
-            // From 1.
-            turn: self.turn.fetch_add(1, Relaxed).saturating_add(1),
-            at: Instant::now(),
-        }
+        // From 1.
+        LastMap::now(self.turn.fetch_add(1, Relaxed).saturating_add(1))
     }
 
     /// Counts a peer mapping that was undone: its slots have been given back.

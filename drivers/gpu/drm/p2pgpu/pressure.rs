@@ -39,7 +39,8 @@ use kernel::{
         coarse::MonotonicCoarse,
         delay::fsleep,
         Delta,
-        Instant, //
+        Instant,
+        Monotonic, //
     }, //
 };
 
@@ -83,9 +84,21 @@ const LAST_ROUNDS: usize = 10;
 #[derive(Clone, Copy)]
 pub(crate) struct LastMap {
     /// Orders the mappings of a device.
-    pub(crate) turn: u64,
-    /// To the tick.
-    pub(crate) at: Instant<MonotonicCoarse>,
+    turn: u64,
+    at: Instant<MonotonicCoarse>,
+}
+
+impl LastMap {
+    pub(crate) fn now(turn: u64) -> Self {
+        let at = Instant::now();
+        Self { turn, at }
+    }
+
+    /// The time since then, or a tick more.
+    fn age(&self) -> Delta {
+        // By the clock that sleeps go by.
+        Instant::<Monotonic>::from(self.at).elapsed()
+    }
 }
 
 /// Whether peers are left alone that have mapped a moment ago.
@@ -155,7 +168,7 @@ impl<'a> Victims<'a> {
     pub(crate) fn tell_next(&mut self) -> Told {
         while let Some((victim, last)) = self.coldest() {
             self.turn = last.turn;
-            let (age, grace) = (last.at.elapsed(), self.dev.grace.time());
+            let (age, grace) = (last.age(), self.dev.grace.time());
             if self.patience == Patience::Grace && age < grace {
                 return Told::Wait(grace - age);
             }
