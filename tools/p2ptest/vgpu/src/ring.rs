@@ -27,8 +27,8 @@ struct State {
     /// The worker has something in hand, so that a DMA may be in flight.
     busy: bool,
     quit: bool,
-    /// Goes up when stalled commands are let go.
-    released: u64,
+    /// Commands were let go since the newest one was taken.
+    released: bool,
 }
 
 /// What the worker is to do next.
@@ -61,7 +61,7 @@ impl Ring {
             bad_tail: false,
             busy: false,
             quit: false,
-            released: 0,
+            released: false,
         };
         Self {
             state: Mutex::new(state),
@@ -174,10 +174,10 @@ impl Ring {
         state.size = 0;
     }
 
-    /// Lets stalled commands go.
+    /// Lets the command go that is stalled or slow, or is about to be.
     pub fn release(&self) {
         let mut state = lock(&self.state);
-        state.released += 1;
+        state.released = true;
         drop(state);
         self.wake.notify_all();
     }
@@ -204,6 +204,7 @@ impl Ring {
             return None;
         }
         state.busy = true;
+        state.released = false;
         if state.bad_tail {
             return Some(Job::BadTail);
         }
@@ -257,12 +258,11 @@ impl Ring {
     pub fn rest(&self, pause: Option<Duration>) -> Result<(), Stopped> {
         let until = pause.map(|pause| Instant::now() + pause);
         let mut state = lock(&self.state);
-        let released = state.released;
         loop {
             if state.quit || state.ring != RingState::Running {
                 return Err(Stopped);
             }
-            if state.released != released {
+            if state.released {
                 return Ok(());
             }
             // Without an end it is woken by a stop or a release; the timeout is a safety net only.
@@ -332,6 +332,20 @@ mod tests {
         ring.halt();
         ring.done();
         assert_eq!(state(&ring), RingState::Disabled as u64);
+    }
+
+    #[test]
+    fn a_command_that_is_let_go_does_not_stall_later() {
+        let ring = running();
+        ring.write(RingReg::Doorbell, 2).unwrap();
+        assert!(ring.next().is_some());
+        ring.release();
+        assert_eq!(ring.rest(None), Ok(()));
+        ring.done();
+        // The next one is another.
+        assert!(ring.next().is_some());
+        ring.write(RingReg::Control, 0).unwrap();
+        assert_eq!(ring.rest(None), Err(Stopped));
     }
 
     #[test]

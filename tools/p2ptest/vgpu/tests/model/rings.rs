@@ -261,6 +261,7 @@ fn the_rings_run_in_parallel() {
     let mut machine = machine();
     inject(&machine, r#"{"what":"stall","ring":0}"#);
     let stalled = machine.post(0, Cmd::default());
+    until(|| machine.core.injections.waiting() == 0);
     assert_eq!(machine.run(1, Cmd::default()), 0);
     assert_eq!(machine.done(0), 0);
     machine.core.rings[0].release();
