@@ -3,8 +3,8 @@
 # makes a toolchain folder and runs the harness in it; nothing else is needed
 # on the host than git, make and, on Debian, mmdebstrap.
 
-export T ACT FILE P2PGPU_CACHE KERNEL_SOURCE ACCEL DEBUG MODE TOPOLOGY TIMEOUT_SCALE CYCLES JOBS \
-	SEED SEQUENCE STEPS PROCESSES WITHOUT TARGET
+export T ACT FILE P2PGPU_CACHE KERNEL_SOURCE ACCEL DEBUG MODE TOPOLOGY TIMEOUT_SCALE CYCLES GUESTS \
+	JOBS SEED SEQUENCE STEPS PROCESSES WITHOUT TARGET
 # A name that shells use for something else.
 export P2PGPU_SECONDS := $(SECONDS)
 

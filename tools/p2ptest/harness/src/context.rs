@@ -9,6 +9,10 @@ use anyhow::{Context as _, Result, bail};
 /// Cycles unless CYCLES says otherwise: few, as each takes a moment without KVM.
 const CYCLES: u32 = 12;
 
+/// Guests at the same time unless GUESTS says otherwise, and there are so many processors:
+/// each takes a gigabyte of memory and more.
+const GUESTS: usize = 4;
+
 /// The folders and settings of this run.
 #[derive(Debug, Clone)]
 pub struct Context {
@@ -20,6 +24,8 @@ pub struct Context {
     pub kernel_source: Option<PathBuf>,
     /// Parallel jobs of a build.
     pub jobs: usize,
+    /// Guests that run tests at the same time, at most.
+    pub guests: usize,
     /// Multiplies every timeout.
     pub timeout_scale: f64,
     /// How often a test that repeats itself does.
@@ -206,6 +212,13 @@ impl Context {
             },
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         };
+        let guests = match text("GUESTS") {
+            Some(v) => match v.parse() {
+                Ok(n) if n > 0 => n,
+                _ => bail!("GUESTS={v} is not a number of guests"),
+            },
+            None => std::thread::available_parallelism().map_or(1, |n| n.get().min(GUESTS)),
+        };
         let timeout_scale = match text("TIMEOUT_SCALE") {
             Some(v) => match v.parse::<f64>() {
                 Ok(n) if n.is_finite() && n > 0.0 => n,
@@ -254,6 +267,7 @@ impl Context {
             cache: folder("P2PGPU_CACHE")?,
             kernel_source: text("KERNEL_SOURCE").map(PathBuf::from),
             jobs,
+            guests,
             timeout_scale,
             cycles,
             accel,

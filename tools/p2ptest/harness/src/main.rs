@@ -107,7 +107,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Shell => interactive::shell(&ctx).map(|()| true),
         Command::Top => interactive::top(&ctx),
         Command::List => test::list(&ctx, &filter()?).map(|()| true),
-        Command::Test => Ok(test::run(&ctx, &filter()?)?.counts.good()),
+        Command::Test => Ok(test::run(&ctx, &filter()?)?.counts().good()),
         Command::Kernel => {
             let kernel = kernel::ensure(&ctx, ctx.flavour())?;
             println!("{}", kernel.image.display());

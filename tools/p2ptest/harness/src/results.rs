@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -28,6 +29,13 @@ pub enum Verdict {
     Fail(String),
     /// The guest, or the process that ran it, died.
     Crash(String),
+}
+
+impl Verdict {
+    /// Whether the test failed, in whatever way.
+    pub fn is_bad(&self) -> bool {
+        matches!(self, Self::Fail(_) | Self::Crash(_))
+    }
 }
 
 /// One test's result.
@@ -72,8 +80,10 @@ impl Outcome {
     }
 }
 
-/// Collects results and prints them.
-pub struct Results<W> {
+/// Collects results, also of tests that run at the same time, and prints them.
+pub struct Results<W>(Mutex<Collected<W>>);
+
+struct Collected<W> {
     out: W,
     planned: BTreeSet<String>,
     outcomes: Vec<Outcome>,
@@ -82,7 +92,7 @@ pub struct Results<W> {
 }
 
 /// How many passed, failed and were skipped. A crash is a failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Passed.
     pub passed: usize,
@@ -102,17 +112,22 @@ impl<W: Write> Results<W> {
         let planned: BTreeSet<_> = planned.into_iter().collect();
         writeln!(out, "KTAP version 1\n1..{}", planned.len())?;
         out.flush()?;
-        Ok(Self {
+        Ok(Self(Mutex::new(Collected {
             out,
             planned,
             outcomes: Vec::new(),
             shown: None,
-        })
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Collected<W>> {
+        // Whoever panicked has printed less than it wanted, no more.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a test is planned and has no result yet.
     pub fn wants(&self, id: &str) -> bool {
-        self.planned.contains(id)
+        self.lock().planned.contains(id)
     }
 
     /// Takes and prints one result. One that was not planned, or comes twice, is
@@ -121,7 +136,25 @@ impl<W: Write> Results<W> {
     /// # Errors
     ///
     /// When printing fails.
-    pub fn add(&mut self, outcome: Outcome) -> Result<()> {
+    pub fn add(&self, outcome: Outcome) -> Result<()> {
+        self.lock().add(outcome)
+    }
+
+    /// Ends: what was planned and has no result failed. Writes the reports into
+    /// `folder` and prints the last line.
+    ///
+    /// # Errors
+    ///
+    /// When a report cannot be written.
+    pub fn finish(self, folder: &Path, why_missing: &str) -> Result<Vec<Outcome>> {
+        let mut collected = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        collected.finish(folder, why_missing)?;
+        Ok(collected.outcomes)
+    }
+}
+
+impl<W: Write> Collected<W> {
+    fn add(&mut self, outcome: Outcome) -> Result<()> {
         if !self.planned.remove(&outcome.id) {
             return Ok(());
         }
@@ -160,13 +193,7 @@ impl<W: Write> Results<W> {
         Ok(())
     }
 
-    /// Ends: what was planned and has no result failed. Writes the reports into
-    /// `folder` and prints the last line.
-    ///
-    /// # Errors
-    ///
-    /// When a report cannot be written.
-    pub fn finish(mut self, folder: &Path, why_missing: &str) -> Result<Counts> {
+    fn finish(&mut self, folder: &Path, why_missing: &str) -> Result<()> {
         for id in std::mem::take(&mut self.planned) {
             self.planned.insert(id.clone());
             self.add(Outcome::new(
@@ -183,30 +210,31 @@ impl<W: Write> Results<W> {
             &folder.join("results.json"),
             &serde_json::to_vec_pretty(&self.outcomes)?,
         )?;
-        let counts = count(&self.outcomes);
+        let counts = Counts::of(&self.outcomes);
         writeln!(
             self.out,
             "{} passed, {} failed, {} skipped",
             counts.passed, counts.failed, counts.skipped
         )?;
         self.out.flush()?;
-        Ok(counts)
+        Ok(())
     }
 }
 
 impl Counts {
+    /// Counts results.
+    pub fn of(outcomes: &[Outcome]) -> Self {
+        let of = |f: fn(&Verdict) -> bool| outcomes.iter().filter(|o| f(&o.verdict)).count();
+        Self {
+            passed: of(|v| *v == Verdict::Pass),
+            failed: of(Verdict::is_bad),
+            skipped: of(|v| matches!(v, Verdict::Skip(_))),
+        }
+    }
+
     /// Whether the run as a whole is good: nothing failed, and something passed.
     pub fn good(self) -> bool {
         self.failed == 0 && self.passed > 0
-    }
-}
-
-fn count(outcomes: &[Outcome]) -> Counts {
-    let of = |f: fn(&Verdict) -> bool| outcomes.iter().filter(|o| f(&o.verdict)).count();
-    Counts {
-        passed: of(|v| *v == Verdict::Pass),
-        failed: of(|v| matches!(v, Verdict::Fail(_) | Verdict::Crash(_))),
-        skipped: of(|v| matches!(v, Verdict::Skip(_))),
     }
 }
 
@@ -256,13 +284,14 @@ mod tests {
     fn run(ids: &[&str], verdicts: Vec<(&str, Verdict)>) -> (Counts, String, String) {
         let dir = tempfile::tempdir().unwrap();
         let mut out = Vec::new();
-        let mut results = Results::new(&mut out, ids.iter().map(|s| (*s).to_owned())).unwrap();
+        let results = Results::new(&mut out, ids.iter().map(|s| (*s).to_owned())).unwrap();
         for (id, verdict) in verdicts {
             results
                 .add(Outcome::new(id, verdict, Duration::from_millis(5)))
                 .unwrap();
         }
-        let counts = results.finish(dir.path(), "did not run").unwrap();
+        let outcomes = results.finish(dir.path(), "did not run").unwrap();
+        let counts = Counts::of(&outcomes);
         let junit = std::fs::read_to_string(dir.path().join("junit.xml")).unwrap();
         (counts, String::from_utf8(out).unwrap(), junit)
     }

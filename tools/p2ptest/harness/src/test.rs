@@ -2,6 +2,7 @@
 //! `make test` and `make list`: the chosen tests of all groups, in order of cost.
 
 use std::fs;
+use std::io;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -12,7 +13,7 @@ use crate::coverage::counters::Counters;
 use crate::initrd;
 use crate::kernel::{self, Kernel};
 use crate::qemu::Accel;
-use crate::results::{Counts, Results};
+use crate::results::{Counts, Outcome, Results};
 use crate::select::Filter;
 use crate::session::Parts;
 use crate::stop;
@@ -114,9 +115,16 @@ pub fn list(ctx: &Context, filter: &Filter) -> Result<()> {
 #[derive(Debug)]
 pub struct Ran {
     /// The tests' results.
-    pub counts: Counts,
+    pub outcomes: Vec<Outcome>,
     /// How often the lines of the kernel that counts them were reached.
     pub counters: Option<Arc<Counters>>,
+}
+
+impl Ran {
+    /// The results, counted.
+    pub fn counts(&self) -> Counts {
+        Counts::of(&self.outcomes)
+    }
 }
 
 /// Runs the chosen tests and reports.
@@ -132,9 +140,9 @@ pub fn run(ctx: &Context, filter: &Filter) -> Result<Ran> {
         fs::remove_dir_all(&folder)?;
     }
     fs::create_dir_all(&folder)?;
-    let mut results = Results::new(std::io::stdout().lock(), plan.ids.iter().cloned())?;
+    let results = Results::new(io::stdout(), plan.ids.iter().cloned())?;
     let mut counters = None;
-    let ran = run_plan(ctx, &plan, &mut results, &mut counters);
+    let ran = run_plan(ctx, &plan, &results, &mut counters);
     let why = match &ran {
         Ok(()) => "it did not run".to_owned(),
         Err(e) => format!("it did not run: {e:#}"),
@@ -142,14 +150,14 @@ pub fn run(ctx: &Context, filter: &Filter) -> Result<Ran> {
     if let Err(e) = &ran {
         eprintln!("p2ptest: {e:#}");
     }
-    let counts = results.finish(&folder, &why)?;
-    Ok(Ran { counts, counters })
+    let outcomes = results.finish(&folder, &why)?;
+    Ok(Ran { outcomes, counters })
 }
 
 fn run_plan(
     ctx: &Context,
     plan: &Plan,
-    results: &mut Results<std::io::StdoutLock<'_>>,
+    results: &Results<io::Stdout>,
     counters: &mut Option<Arc<Counters>>,
 ) -> Result<()> {
     for suite in &plan.host {
@@ -203,7 +211,7 @@ fn run_guests(
     ctx: &Context,
     plan: &Plan,
     kernel: Kernel,
-    results: &mut Results<std::io::StdoutLock<'_>>,
+    results: &Results<io::Stdout>,
     counters: Option<Arc<Counters>>,
 ) -> Result<()> {
     let flavour = kernel.flavour;

@@ -38,7 +38,7 @@ pub fn run(ctx: &Context, filter: &Filter) -> Result<bool> {
     let mut reports = BTreeMap::new();
     let ran = test::run(ctx, filter)?;
     if let Some(counters) = &ran.counters {
-        good &= ran.counts.good();
+        good &= ran.counts().good();
         let reached = guest::read(ctx, &llvm, counters, &folder.join("guest"))?;
         reports.insert("guest", reached.report());
     }

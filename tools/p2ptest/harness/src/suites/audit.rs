@@ -56,7 +56,7 @@ pub fn run<W: Write>(
     session: &mut Session,
     flavour: Flavour,
     group: &str,
-    results: &mut Results<W>,
+    results: &Results<W>,
 ) -> Result<Guest> {
     match flavour {
         Flavour::Release => return Ok(Guest::Fit),
@@ -82,7 +82,7 @@ pub fn run<W: Write>(
 /// # Errors
 ///
 /// When a report cannot be written.
-pub fn skip<W: Write>(flavour: Flavour, group: &str, results: &mut Results<W>) -> Result<()> {
+pub fn skip<W: Write>(flavour: Flavour, group: &str, results: &Results<W>) -> Result<()> {
     for id in ids(flavour, group) {
         let why = "the group's guest died before".to_owned();
         results.add(Outcome::new(id, Verdict::Skip(why), Duration::ZERO))?;
@@ -94,7 +94,7 @@ fn add<W: Write>(
     session: &Session,
     (id, found): (String, &str),
     outcome: session::Outcome,
-    results: &mut Results<W>,
+    results: &Results<W>,
 ) -> Result<Guest> {
     let (verdict, guest) = judge(&outcome, found);
     let mut output = outcome.output;

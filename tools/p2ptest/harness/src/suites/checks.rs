@@ -225,7 +225,7 @@ pub fn run<'a, W: Write>(
     ctx: &Context,
     built: Built<'_>,
     checks: impl IntoIterator<Item = &'a Check>,
-    results: &mut Results<W>,
+    results: &Results<W>,
 ) -> Result<()> {
     for check in checks {
         let id = check.id(&ctx.top);

@@ -8,6 +8,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -200,26 +202,45 @@ pub fn choose(cases: Vec<Case>, filter: &Filter) -> (Vec<Case>, Vec<String>) {
     (chosen, ids)
 }
 
-/// Runs the chosen cases of one kernel, setup by setup.
+/// Runs the chosen cases of one kernel, setup by setup, as many at the same time as
+/// there may be guests: each waits for most of its time.
 ///
 /// # Errors
 ///
 /// When the user stops the run, or a report cannot be written.
-pub fn run<W: Write>(parts: &Parts<'_>, cases: &[Case], results: &mut Results<W>) -> Result<()> {
-    for place in Place::all().filter(|place| place.flavour == parts.flavour) {
-        if results.wants(&place.boot_id()) {
+pub fn run<W: Write + Send>(parts: &Parts<'_>, cases: &[Case], results: &Results<W>) -> Result<()> {
+    let places: VecDeque<_> = Place::all()
+        .filter(|place| place.flavour == parts.flavour && results.wants(&place.boot_id()))
+        .collect();
+    let guests = parts.ctx.guests.min(places.len());
+    let places = Mutex::new(places);
+    let next = || {
+        let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.pop_front()
+    };
+    let work = || -> Result<()> {
+        while let Some(place) = next() {
             let cases = cases.iter().filter(|case| case.place == place).collect();
             run_place(parts, place, cases, results)?;
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..guests).map(|_| scope.spawn(work)).collect();
+        let ends = workers.into_iter().map(|worker| match worker.join() {
+            Ok(end) => end,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        // All of them end before one that failed is told of.
+        ends.fold(Ok(()), Result::and)
+    })
 }
 
 fn run_place<W: Write>(
     parts: &Parts<'_>,
     place: Place,
     cases: Vec<&Case>,
-    results: &mut Results<W>,
+    results: &Results<W>,
 ) -> Result<()> {
     let mut left: VecDeque<&Case> = cases.into();
     let mut boots = 0;
@@ -278,7 +299,7 @@ fn boot<W: Write>(
     parts: &Parts<'_>,
     place: Place,
     name: &str,
-    results: &mut Results<W>,
+    results: &Results<W>,
 ) -> Result<Result<(Session, Guest), String>> {
     let parameters = format!("kunit.enable=0 {CYCLES_PARAMETER}={}", parts.ctx.cycles);
     let mut session = match Session::start(parts, place.setup, name, &parameters) {
@@ -309,7 +330,7 @@ fn give_up<W: Write>(
     place: Place,
     left: &VecDeque<&Case>,
     why: &str,
-    results: &mut Results<W>,
+    results: &Results<W>,
 ) -> Result<()> {
     let groups: BTreeSet<String> = left.iter().map(|case| case.group()).collect();
     let audits = groups
@@ -330,7 +351,7 @@ fn run_group<W: Write>(
     place: Place,
     group: &str,
     left: &mut VecDeque<&Case>,
-    results: &mut Results<W>,
+    results: &Results<W>,
 ) -> Result<Guest> {
     while let Some(case) = left.pop_front_if(|case| case.group() == group) {
         let outcome = run_case(session, case)?;

@@ -85,7 +85,7 @@ fn listed(output: &[String]) -> Vec<String> {
 /// # Errors
 ///
 /// When it cannot be started, or the user stops the run.
-pub fn run<W: Write>(ctx: &Context, suite: &Suite, results: &mut Results<W>) -> Result<()> {
+pub fn run<W: Write>(ctx: &Context, suite: &Suite, results: &Results<W>) -> Result<()> {
     let wanted: BTreeSet<&str> = suite
         .tests
         .iter()

@@ -190,7 +190,7 @@ fn others(seen: &BTreeMap<String, ktap::Line>, ours: &BTreeSet<String>) -> Optio
 /// # Errors
 ///
 /// When the user stops the run, or a report cannot be written.
-pub fn run<W: Write>(parts: &Parts<'_>, chosen: &Chosen, results: &mut Results<W>) -> Result<()> {
+pub fn run<W: Write>(parts: &Parts<'_>, chosen: &Chosen, results: &Results<W>) -> Result<()> {
     if chosen.boot.is_empty() {
         return Ok(());
     }
