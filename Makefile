@@ -3,7 +3,7 @@
 # makes a toolchain folder and runs the harness in it; nothing else is needed
 # on the host than git, make and, on Debian, mmdebstrap.
 
-export T ACT FILE P2PGPU_CACHE KERNEL_SOURCE ACCEL DEBUG MODE TOPOLOGY TIMEOUT_SCALE CYCLES GUESTS \
+export T ACT FILE P2PGPU_CACHE KERNEL_SOURCE ACCEL DEBUG MODE TOPOLOGY TIMEOUT_SCALE CYCLES GUESTS REPEAT \
 	JOBS SEED SEQUENCE STEPS PROCESSES WITHOUT TARGET
 # A name that shells use for something else.
 export P2PGPU_SECONDS := $(SECONDS)

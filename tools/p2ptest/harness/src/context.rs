@@ -26,6 +26,10 @@ pub struct Context {
     pub jobs: usize,
     /// Guests that run tests at the same time, at most.
     pub guests: usize,
+    /// How often the chosen tests run.
+    pub repeat: u32,
+    /// Which of these runs this is, if there are many.
+    pub run: Option<u32>,
     /// Multiplies every timeout.
     pub timeout_scale: f64,
     /// How often a test that repeats itself does.
@@ -219,6 +223,13 @@ impl Context {
             },
             None => std::thread::available_parallelism().map_or(1, |n| n.get().min(GUESTS)),
         };
+        let repeat = match text("REPEAT") {
+            Some(v) => match v.parse() {
+                Ok(n) if n > 0 => n,
+                _ => bail!("REPEAT={v} is not a number of runs"),
+            },
+            None => 1,
+        };
         let timeout_scale = match text("TIMEOUT_SCALE") {
             Some(v) => match v.parse::<f64>() {
                 Ok(n) if n.is_finite() && n > 0.0 => n,
@@ -268,6 +279,8 @@ impl Context {
             kernel_source: text("KERNEL_SOURCE").map(PathBuf::from),
             jobs,
             guests,
+            repeat,
+            run: None,
             timeout_scale,
             cycles,
             accel,
@@ -292,9 +305,21 @@ impl Context {
         self.build().join("logs")
     }
 
-    /// Reports and consoles of the last run.
+    /// One of the runs, which has its results beside those of the others.
+    pub fn with_run(self, number: u32) -> Self {
+        Self {
+            run: Some(number),
+            ..self
+        }
+    }
+
+    /// Reports and consoles of the last run, or of this one of many.
     pub fn results(&self) -> PathBuf {
-        self.build().join("results")
+        let all = self.build().join("results");
+        match self.run {
+            Some(number) => all.join(format!("run-{number}")),
+            None => all,
+        }
     }
 
     /// The cargo workspace.

@@ -20,6 +20,7 @@ mod models;
 mod packages;
 mod qemu;
 mod qmp;
+mod repeat;
 mod results;
 mod select;
 mod series;
@@ -107,6 +108,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Shell => interactive::shell(&ctx).map(|()| true),
         Command::Top => interactive::top(&ctx),
         Command::List => test::list(&ctx, &filter()?).map(|()| true),
+        Command::Test if ctx.repeat > 1 => repeat::run(&ctx, &filter()?),
         Command::Test => Ok(test::run(&ctx, &filter()?)?.counts().good()),
         Command::Kernel => {
             let kernel = kernel::ensure(&ctx, ctx.flavour())?;
