@@ -30,7 +30,6 @@ use crate::{
         fall_back,
         give_back,
         keep,
-        uncount,
         unhold,
         with_live_gpu,
         Mapping,
@@ -303,9 +302,7 @@ impl<'a> View<'a> {
             _ => mapping,
         };
         if idle {
-            uncount(&mut state, &mapping);
-            drop(state);
-            return give_back(obj, mapping);
+            return give_back(obj, state, mapping);
         }
         drop(state);
         end(obj, migrate::wait_for_accesses(held.resv()), mapping);

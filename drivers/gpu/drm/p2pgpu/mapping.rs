@@ -41,7 +41,13 @@ use kernel::{
     device,
     dma_buf::resv::Held,
     prelude::*,
-    sync::Arc,
+    sync::{
+        lock::{
+            mutex::MutexBackend,
+            Guard, //
+        },
+        Arc, //
+    },
     time::delay::fsleep,
     uapi, //
 };
@@ -252,23 +258,42 @@ pub(crate) fn end(obj: &Object, waited: Result, mapping: Mapping) {
         core::mem::forget(mapping);
         return gem::report_lost_slots(waited);
     }
-    uncount(&mut obj.state.lock(), &mapping);
-    give_back(obj, mapping);
+    give_back(obj, obj.state.lock(), mapping);
 }
 
-/// Lets go of what a mapping held that is counted no more. What is returned of slots may be given to
+/// Lets go of what a mapping held, and counts it no more. What is returned of slots may be given to
 /// their importer [`again`].
+///
+/// The object's count comes after the slots: who needs some takes it for certain that an object
+/// without mappings has none to yield. That of the device comes last: who removes it waits for that.
 #[inline]
-pub(crate) fn give_back(obj: &Object, mapping: Mapping) -> Option<Kept> {
-    // The count comes last: who removes the device waits for that.
+pub(crate) fn give_back<'a>(
+    obj: &'a Object,
+    mut state: Guard<'a, State, MutexBackend>,
+    mapping: Mapping,
+) -> Option<Kept> {
+    let dev = obj.dev();
     match mapping {
         Mapping::Aperture { lease, _vram } => {
-            let kept = unhold(obj, lease);
-            obj.dev().peer_unmapped();
+            let kept = match dev.aperture.set_aside_quietly(lease) {
+                Ok(kept) => Some(kept),
+                Err(lease) => {
+                    drop(state);
+                    let kept = unhold(obj, lease);
+                    state = obj.state.lock();
+                    kept
+                }
+            };
+            state.mappings = state.mappings.saturating_sub(1);
+            state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
+            drop(state);
+            dev.peer_unmapped();
             kept
         }
         Mapping::System => {
-            obj.dev().system_mapping_count(-1);
+            state.mappings = state.mappings.saturating_sub(1);
+            drop(state);
+            dev.system_mapping_count(-1);
             None
         }
     }
@@ -290,16 +315,7 @@ pub(crate) fn count(obj: &Object, state: &mut State, mapping: &Mapping) {
     }
 }
 
-/// Counts a mapping no more that an importer gives back.
-pub(crate) fn uncount(state: &mut State, mapping: &Mapping) {
-    state.mappings = state.mappings.saturating_sub(1);
-    if matches!(mapping, Mapping::Aperture { .. }) {
-        state.aperture_mappings = state.aperture_mappings.saturating_sub(1);
-    }
-}
-
 /// Lets go of slots.
-#[inline]
 pub(crate) fn unhold(obj: &Object, lease: Lease) -> Option<Kept> {
     let aperture = &obj.dev().aperture;
     match aperture.set_aside(lease) {

@@ -83,13 +83,19 @@ impl Lease {
 pub(crate) struct Kept(Arc<Inner>);
 
 impl Aperture {
+    /// Sets a lease aside that its peer gives back, without a lock. It is returned if that cannot be
+    /// now, or for the first time: [`Aperture::set_aside`] takes it then.
+    #[inline]
+    pub(crate) fn set_aside_quietly(&self, lease: Lease) -> Result<Kept, Lease> {
+        match lease.inner().give_back(&self.quiet) {
+            true => Ok(Kept(lease.0)),
+            false => Err(lease),
+        }
+    }
+
     /// Sets a lease aside that its peer gives back. It is returned if that cannot be now:
     /// [`Aperture::unmap`] takes it then.
-    #[inline]
     pub(crate) fn set_aside(&self, lease: Lease) -> Result<Kept, Lease> {
-        if lease.inner().give_back(&self.quiet) {
-            return Ok(Kept(lease.0));
-        }
         let mut state = Locked::new(self);
         match state.set_aside(&lease.0) {
             true => Ok(Kept(lease.0)),
