@@ -463,7 +463,9 @@ impl managed::Backing for Bo {
                         match victims.tell_next() {
                             Told::One => {}
                             // Those who hold them map or unmap at this moment, or unmap late.
-                            Told::Nobody => return Ok(Faulted::NotYet(CONTENTION)),
+                            Told::Nobody | Told::Contended => {
+                                return Ok(Faulted::NotYet(CONTENTION));
+                            }
                             Told::Wait(time) => return Ok(Faulted::NotYet(time)),
                         }
                     })

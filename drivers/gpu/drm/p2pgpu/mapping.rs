@@ -26,7 +26,9 @@ use crate::{
     pressure::{
         Patience,
         Told,
-        Victims, //
+        Victims,
+        CONTENTION,
+        ROUNDS, //
     },
     refusal::{
         refuse,
@@ -190,7 +192,8 @@ impl View<'_> {
 
     /// Shows the pages in slots, which a peer holds then. If need be others are told to let go.
     ///
-    /// `ENOSPC`: there are too few slots. An object that is promised slots always finds them.
+    /// `ENOSPC`: there are too few slots, or whoever could let go of some is being mapped or moved
+    /// for long. An object that is promised slots always finds them.
     pub(crate) fn hold_slots(
         &self,
         gpu: &Gpu<'_>,
@@ -208,6 +211,7 @@ impl View<'_> {
             None => 0,
         };
         let mut victims = Victims::new(obj, own, Patience::Grace);
+        let mut rounds = ROUNDS;
         let mut last = false;
         loop {
             match dev.aperture.map(dev, gpu, named, self.pages.clone(), class) {
@@ -215,17 +219,25 @@ impl View<'_> {
                 Err(NotShown::Failed(error)) => return Err(error),
                 Err(NotShown::Lent) => {}
             }
-            match victims.tell_next() {
-                Told::One => {}
+            let time = match victims.tell_next() {
+                Told::One => continue,
+                // Somebody may just have let go.
+                Told::Nobody if !last => {
+                    last = true;
+                    continue;
+                }
+                Told::Contended if rounds != 0 => {
+                    rounds -= 1;
+                    CONTENTION
+                }
                 Told::Wait(time) if patience != 0 => {
                     patience -= 1;
-                    fsleep(time);
-                    victims = Victims::new(obj, own, Patience::Grace);
+                    time
                 }
-                // Somebody may just have let go.
-                Told::Nobody if !last => last = true,
-                Told::Nobody | Told::Wait(_) => return Err(ENOSPC),
-            }
+                Told::Nobody | Told::Contended | Told::Wait(_) => return Err(ENOSPC),
+            };
+            fsleep(time);
+            victims = Victims::new(obj, own, Patience::Grace);
         }
     }
 }

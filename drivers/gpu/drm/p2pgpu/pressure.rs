@@ -75,8 +75,8 @@ impl Number for Grace {
 
 /// Wait so long for a lock that was only tried, or for a mapping that is being made or undone.
 pub(crate) const CONTENTION: Delta = Delta::from_millis(1);
-/// Times that a promise waits for locks.
-const ROUNDS: usize = 100;
+/// Times that a promise, or a mapping, waits for locks.
+pub(crate) const ROUNDS: usize = 100;
 /// Times that it waits for slots when nobody is left to be told.
 const LAST_ROUNDS: usize = 10;
 
@@ -114,6 +114,9 @@ pub(crate) enum Told {
     One,
     /// There is nobody left to be told.
     Nobody,
+    /// There is nobody left but those whose locks are held: somebody maps or moves them at this
+    /// moment.
+    Contended,
     /// There is nobody left but those who are left alone for this time.
     Wait(Delta),
 }
@@ -190,7 +193,7 @@ impl<'a> Victims<'a> {
             }
         }
         match self.contended {
-            true => Told::Wait(CONTENTION),
+            true => Told::Contended,
             false => Told::Nobody,
         }
     }
@@ -239,6 +242,10 @@ fn find_slots(obj: &Object) -> Result {
                     break;
                 }
                 Told::Nobody => return Err(EBUSY),
+                Told::Contended => {
+                    fsleep(CONTENTION);
+                    break;
+                }
                 Told::Wait(time) => {
                     fsleep(time);
                     break;

@@ -73,6 +73,8 @@ const SUBTESTS: &[Subtest] = subtests![
     hopeless_takes_nothing,
     /// Two objects that do not fit together do not take turns.
     no_ping_pong,
+    /// A mapping waits for an object that is just letting go; it does not fall back.
+    contended_slots_are_waited_for,
     /// A CPU's touch takes lent slots.
     cpu_takes_lent_slots,
     /// A reserved object is mapped for its NIC again and again while others fight for slots.

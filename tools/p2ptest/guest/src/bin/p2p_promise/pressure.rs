@@ -4,6 +4,7 @@
 use crate::{hold, maps, open, registered};
 use p2pguest::gpu::{Gpu, Placement};
 use p2pguest::igt;
+use p2pguest::importer::{Answer, Attach, Direction, Importer};
 use p2pguest::map::Mapping;
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{RESERVED, Registered, Rig, request};
@@ -111,6 +112,48 @@ pub fn no_ping_pong() {
     let holds = objects.each_ref().map(|held| held.bo.info().peer_slots);
     assert_eq!((fall_backs(), holds), ([1, 0], [0, 3]));
     assert_eq!(invalidations(&objects), [3, 2]);
+}
+
+pub fn contended_slots_are_waited_for() {
+    /// How long an access goes on after its importer was told to let go.
+    const ACCESS_MS: u32 = 20;
+    let rig = open();
+    let gpu = &rig.gpu[0];
+    let grace = Setting::new(gpu.pci(), "peer_grace_ms");
+    grace.write("0");
+    let yields = rig.export(0, (gpu.slots - 4) * gpu.page, Placement::Vram);
+    let wants = registered(&rig, 8);
+    for round in 1..=10 {
+        let how = Attach::peer(rig.nic[1].pci());
+        let importer = Importer::attach(&yields.fd, how);
+        importer.map(Direction::Both);
+        // The slots of all are kept until its access has ended.
+        let busy = Importer::attach(
+            &yields.bo.export_range(0..1),
+            how.answer(Answer::UnmapLater, ACCESS_MS),
+        );
+        busy.map(Direction::Both);
+        busy.start_access();
+        thread::scope(|scope| {
+            // Clearing a flag takes mappings back, under the lock.
+            scope.spawn(|| {
+                yields
+                    .bo
+                    .set_peer(P2PGPU_PEER_EXPORTABLE | P2PGPU_PEER_STRICT);
+                yields.bo.set_exportable(true);
+            });
+            while busy.info().invalidations == 0 {
+                thread::yield_now();
+            }
+            rig.touch(0, &wants);
+        });
+        assert_eq!(maps(&wants.bo), (round, 0));
+        drop((importer, busy));
+        wants
+            .bo
+            .set_peer(P2PGPU_PEER_EXPORTABLE | P2PGPU_PEER_STRICT);
+        wants.bo.set_exportable(true);
+    }
 }
 
 pub fn cpu_takes_lent_slots() {
