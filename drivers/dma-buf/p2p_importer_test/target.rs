@@ -13,14 +13,7 @@ use kernel::{
         p2pdma, //
     },
     prelude::*,
-    str::CString,
-    sync::{
-        aref::ARef,
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-    }, //
+    sync::aref::ARef, //
 };
 
 /// See the module's documentation.
@@ -41,13 +34,9 @@ impl Target {
         Ok(Self::Pci(found))
     }
 
-    /// A new device without hardware.
+    /// A new device without hardware. `ENOMEM`: there is no memory for it.
     pub(crate) fn software() -> Result<Self> {
-        static NEXT: Atomic<u32> = Atomic::new(0);
-
-        let number = NEXT.fetch_add(1, Relaxed);
-        let name = CString::try_from_fmt(fmt!("p2p-importer-test-{number}"))?;
-        Ok(Self::Software(SoftwareDevice::new(&name)?))
+        Ok(Self::Software(SoftwareDevice::new(c"p2p-importer-test")?))
     }
 
     /// The device.

@@ -11,7 +11,12 @@ use crate::{
     },
     error::to_result,
     faux,
-    prelude::*, //
+    prelude::*,
+    str::CString,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
 };
 
 /// A device without hardware, with 64-bit DMA addresses. It has no route to any BAR.
@@ -29,15 +34,26 @@ use crate::{
 ///
 /// let registration = SoftwareDevice::new(c"example-software")?;
 /// let dev: &Device<Bound> = registration.as_ref();
-/// assert!(dev.name() == c"example-software");
+/// assert!(dev.name().to_bytes().starts_with(b"example-software-"));
+/// // Another one of the same kind has a name of its own.
+/// let other = SoftwareDevice::new(c"example-software")?;
+/// let other: &Device<Bound> = other.as_ref();
+/// assert!(other.name() != dev.name());
 /// # Ok::<(), Error>(())
 /// ```
 pub struct SoftwareDevice(faux::Registration);
 
 impl SoftwareDevice {
-    /// Makes a device; its name is shown in sysfs, where it is the only one of that name.
-    pub fn new(name: &CStr) -> Result<Self> {
-        let registration = faux::Registration::new(name, None)?;
+    /// Makes a device; sysfs shows it by `kind` and a number, which no other of these devices has.
+    ///
+    /// `ENOMEM`: there is no memory for it. May sleep.
+    pub fn new(kind: &CStr) -> Result<Self> {
+        static NEXT: Atomic<u32> = Atomic::new(0);
+
+        let name = CString::try_from_fmt(fmt!("{kind}-{}", NEXT.fetch_add(1, Relaxed)))?;
+        // `faux_device_create()` does not say why it fails, and `Registration` calls that `ENODEV`.
+        // The name is not taken, and no probe function can refuse: what is left is memory.
+        let registration = faux::Registration::new(&name, None).map_err(|_| ENOMEM)?;
         let dev: &Device<Bound> = registration.as_ref().as_ref();
         // SAFETY: The device is valid and ours alone; its mask lies in the device itself.
         to_result(unsafe {

@@ -15,18 +15,15 @@ use crate::{
 
 /// Makes a device without hardware. Its name is its own: a test that failed keeps its devices.
 pub(crate) fn faux_device() -> Result<faux::Registration> {
-    faux::Registration::new(&own_name()?, None)
+    static NEXT: Atomic<u32> = Atomic::new(0);
+
+    let name = CString::try_from_fmt(fmt!("kunit-faux-{}", NEXT.fetch_add(1, Relaxed)))?;
+    faux::Registration::new(&name, None)
 }
 
 /// Makes a device without hardware that can do DMA anywhere.
 pub(crate) fn dma_device() -> Result<SoftwareDevice> {
-    SoftwareDevice::new(&own_name()?)
-}
-
-fn own_name() -> Result<CString> {
-    static NEXT: Atomic<u32> = Atomic::new(0);
-
-    CString::try_from_fmt(fmt!("kunit-dma-buf-{}", NEXT.fetch_add(1, Relaxed)))
+    SoftwareDevice::new(c"kunit-dma")
 }
 
 #[macros::kunit_tests(rust_dma_buf_fence)]
