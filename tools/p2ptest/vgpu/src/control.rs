@@ -3,7 +3,7 @@
 //! The control socket: one JSON object a line, one line as answer.
 //!
 //! `{"cmd":"inject","what":"error","ring":0,"count":1}`: see [`Rule`].
-//! `{"cmd":"clear"}`: drops the rules that wait and lets stalled commands go.
+//! `{"cmd":"clear"}`: drops the rules that wait and lets stalled commands and resets go.
 //! `{"cmd":"counters"}`, `{"cmd":"faults"}`, `{"cmd":"aperture"}`: what the device remembers.
 //! `{"cmd":"remove"}`: surprise removal.
 //!
@@ -19,7 +19,6 @@ use serde_json::{Map, Value, json};
 
 use crate::inject::Rule;
 use crate::ratelimit::warn_limited;
-use crate::ring::Ring;
 use crate::state::{Core, Mode};
 
 /// Longest line, so that a writer without line ends costs no memory.
@@ -71,8 +70,7 @@ impl Control {
                 Err(error) => refusal(&error),
             },
             Request::Clear => {
-                core.injections.clear();
-                core.rings.iter().for_each(Ring::release);
+                core.clear_injections();
                 json!({"ok": true})
             }
             Request::Counters => {

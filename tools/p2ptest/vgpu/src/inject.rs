@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Fault injection: what the next commands or interrupts of a ring are to suffer.
+//! Fault injection: what the next commands or interrupts of a ring, or resets, are to suffer.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub enum What {
     Stall,
     /// An interrupt is not raised.
     DropInterrupt,
+    /// Resets do not end: until the rules are cleared, or the machine goes off.
+    HangReset,
 }
 
 /// A rule as the control socket and the command line take it.
@@ -126,6 +128,18 @@ impl Injections {
         lock(&self.0).clear();
     }
 
+    /// Drops the rules about resets.
+    pub fn clear_resets(&self) {
+        lock(&self.0).retain(|rule| rule.what != What::HangReset);
+    }
+
+    /// Whether no reset ends for now.
+    pub fn hang_resets(&self) -> bool {
+        lock(&self.0)
+            .iter()
+            .any(|rule| rule.what == What::HangReset)
+    }
+
     /// Rules that wait.
     pub fn waiting(&self) -> usize {
         lock(&self.0).len()
@@ -135,7 +149,7 @@ impl Injections {
     pub fn command(&self, ring: usize) -> Plan {
         let mut plan = Plan::default();
         self.spend(
-            |rule| rule.what != What::DropInterrupt && rule.ring == ring,
+            |rule| !matches!(rule.what, What::DropInterrupt | What::HangReset) && rule.ring == ring,
             |rule| {
                 let pause = Duration::from_millis(rule.ms);
                 match rule.what {
@@ -143,7 +157,7 @@ impl Injections {
                     What::Slow => plan.slow = Some(pause),
                     What::Error => plan.error = true,
                     What::Stall => plan.stall = true,
-                    What::DropInterrupt => {}
+                    What::DropInterrupt | What::HangReset => {}
                 }
             },
         );

@@ -179,9 +179,20 @@ impl Core {
         self.bell.reset();
     }
 
+    /// Drops the rules of fault injection, and lets go what they hold up.
+    pub fn clear_injections(&self) {
+        self.injections.clear();
+        self.rings.iter().for_each(Ring::release);
+        self.bell.reset();
+    }
+
     /// Ends a reset that is under way, if no DMA is in flight any more.
     pub fn finish_reset(&self) {
         if !self.resetting() || !self.rings.iter().all(Ring::is_disabled) {
+            return;
+        }
+        if self.injections.hang_resets() {
+            log::info!("a reset hangs by injection");
             return;
         }
         // No ring is enabled and no register is written before `resetting` falls.
@@ -198,6 +209,7 @@ impl Core {
     /// The machine goes off: resets, and waits for the end of it. The counters and FAULT_COUNT stay
     /// readable from outside until the next power on.
     pub fn power_off(&self) {
+        self.injections.clear_resets();
         self.begin_reset();
         let global = lock(&self.global);
         let waited = self

@@ -135,7 +135,7 @@ fn answer(device: &Device, line: &[u8]) -> (Value, bool) {
             count,
             micros,
         }) => {
-            shared.injector.set(what, count, micros);
+            shared.inject(what, count, micros);
             (json!({ "ok": true }), false)
         }
         Ok(Command::Stray { write, addr, data }) => (stray(device, write, addr, data), false),

@@ -19,7 +19,12 @@ pub enum What {
     Stall,
     /// A payload DMA fails.
     DmaError,
+    /// Resets do not end, as long as the rule is in force; its count is not used up.
+    HangReset,
 }
+
+/// Kinds of rules.
+const KINDS: usize = What::HangReset as usize + 1;
 
 /// Longest delay: an operator's slip must not look like a hang.
 const MAX_DELAY: Duration = Duration::from_secs(60);
@@ -32,7 +37,7 @@ struct Rule {
 
 /// The rules in force, one for each kind.
 #[derive(Debug, Default)]
-pub struct Injector(Mutex<[Rule; 4]>);
+pub struct Injector(Mutex<[Rule; KINDS]>);
 
 impl Injector {
     /// Makes the next `count` occasions go wrong; `micros` is the length of a delay, at most a
@@ -41,6 +46,12 @@ impl Injector {
         let delay = Duration::from_micros(micros).min(MAX_DELAY);
         let mut rules = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         rules[what as usize] = Rule { left: count, delay };
+    }
+
+    /// Whether a rule is in force.
+    pub(crate) fn holds(&self, what: What) -> bool {
+        let rules = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rules[what as usize].left > 0
     }
 
     /// Uses up one occasion: its delay, or `None` when nothing is asked for.

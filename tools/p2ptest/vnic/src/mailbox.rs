@@ -7,6 +7,7 @@ use std::thread;
 
 use crate::counters::Counter;
 use crate::engine::Engine;
+use crate::inject::What;
 use crate::queue::{Phase, QpRef, QueuePair, Ring, le32, le64};
 use crate::region::{RegionRef, Segment, SegmentMap};
 use crate::regs;
@@ -91,8 +92,10 @@ pub(crate) fn run(engine: &Arc<Engine>) {
 }
 
 fn finish_reset<'a>(engine: &'a Engine, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-    while state.in_flight > 0 && !state.stopping {
-        state = engine.shared.wait(&engine.shared.drained, state);
+    let shared = &engine.shared;
+    let hangs = || shared.injector.holds(What::HangReset);
+    while (state.in_flight > 0 || hangs()) && !state.stopping {
+        state = shared.wait(&shared.drained, state);
     }
     if !state.stopping {
         state.regions.clear();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::counters::Counters;
 use crate::events::EventQueue;
-use crate::inject::Injector;
+use crate::inject::{Injector, What};
 use crate::link::Link;
 use crate::queue::{Phase, QpRef, QueuePair};
 use crate::region::{RegionRef, Regions};
@@ -218,6 +218,14 @@ impl Shared {
             // Keeps the count from wrapping to where it would log again.
             self.complaints.store(MAX_COMPLAINTS + 1, Ordering::Relaxed);
         }
+    }
+
+    /// Sets a rule of fault injection, see [`Injector::set`]. A reset that it held up goes on.
+    pub fn inject(&self, what: What, count: u64, micros: u64) {
+        self.injector.set(what, count, micros);
+        // Who waits looks under the lock.
+        let _state = self.lock();
+        self.drained.notify_all();
     }
 
     /// Ends all threads of the device, as soon as they are out of a DMA.

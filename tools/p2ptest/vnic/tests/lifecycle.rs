@@ -316,6 +316,25 @@ fn reset_waits_for_dma_and_forgets_all() {
 }
 
 #[test]
+fn reset_that_hangs_ends_with_the_rule() {
+    let (mut a, _b) = Host::paired();
+    a.region(1, ALL, 4096);
+    let resetting = |h: &Host| h.read32(regs::STATUS) & regs::STATUS_RESETTING != 0;
+    a.nic.shared().inject(vnic::What::HangReset, 1, 0);
+    a.write32(regs::CONTROL, regs::CONTROL_RESET);
+    sleep(Duration::from_millis(20));
+    assert!(resetting(&a));
+    // Its count is not used up.
+    a.write32(regs::CONTROL, regs::CONTROL_RESET);
+    sleep(Duration::from_millis(20));
+    assert!(resetting(&a));
+    a.nic.shared().inject(vnic::What::HangReset, 0, 0);
+    a.until("end of reset", |h| !resetting(h));
+    a.start();
+    assert_eq!(a.command(regs::MR_INVALIDATE, 1, 0, &[]), regs::BAD_INDEX);
+}
+
+#[test]
 fn nonsense_on_the_wire_ends_it() {
     let inputs: [&[u8]; 3] = [&[0xff; 4096], &[0; 56], b"hello"];
     for input in inputs {

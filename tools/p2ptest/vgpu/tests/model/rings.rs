@@ -357,6 +357,26 @@ fn a_reset_ends_a_stalled_command() {
 }
 
 #[test]
+fn a_reset_that_hangs_ends_when_the_rules_are_cleared() {
+    let mut machine = machine();
+    inject(&machine, r#"{"what":"hang-reset"}"#);
+    assert_eq!(machine.run(0, Cmd::default()), 0, "only resets hang");
+    // Asking again does not help.
+    for _ in 0..2 {
+        machine.set(Register::Global(Global::Control), 1);
+        until(|| machine.state(0) == 0);
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(machine.get(Register::Global(Global::Status)) & 3, 2);
+    }
+    machine.set(Register::Global(Global::PtRoot), 0x9000);
+    machine.core.clear_injections();
+    until(|| machine.get(Register::Global(Global::Status)) == 1);
+    assert_eq!(machine.get(Register::Global(Global::PtRoot)), 0);
+    machine.start();
+    assert_eq!(machine.run(0, Cmd::default()), 0);
+}
+
+#[test]
 fn an_injected_error_fails_the_command_that_it_names() {
     let mut machine = machine();
     inject(&machine, r#"{"what":"error","after":1}"#);
@@ -420,6 +440,7 @@ fn power_off_ends_everything_and_power_on_forgets() {
         0
     );
     inject(&machine, r#"{"what":"stall"}"#);
+    inject(&machine, r#"{"what":"hang-reset"}"#);
     machine.post(0, Cmd::default());
     machine.core.power_off();
     assert!(!machine.core.resetting());
