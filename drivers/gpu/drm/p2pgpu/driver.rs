@@ -135,7 +135,8 @@ pub(crate) struct DrmData {
 impl DrmData {
     const OPEN: u32 = 0;
     const RESETTING: u32 = 1;
-    const LEFT: u32 = 2;
+    const GIVEN_UP: u32 = 2;
+    const LEFT: u32 = 3;
 
     /// Objects that exist.
     pub(crate) fn objects(&self) -> usize {
@@ -200,21 +201,35 @@ impl DrmData {
         self.door.store(Self::LEFT, Release);
     }
 
-    /// Importers are not given anything for as long as a reset takes, or are again.
-    pub(crate) fn set_resetting(&self, resetting: bool) {
-        let (from, to) = match resetting {
-            true => (Self::OPEN, Self::RESETTING),
-            false => (Self::RESETTING, Self::OPEN),
+    /// A reset begins: importers are not given anything for as long as it takes.
+    pub(crate) fn reset_begins(&self) {
+        self.change_door(Self::OPEN, Self::RESETTING);
+        // It may mend what one before has not.
+        self.change_door(Self::GIVEN_UP, Self::RESETTING);
+    }
+
+    /// A reset is over. If the device has not come back, importers are not given anything until
+    /// another one has ended better.
+    pub(crate) fn reset_ends(&self, came_back: bool) {
+        let to = match came_back {
+            true => Self::OPEN,
+            false => Self::GIVEN_UP,
         };
+        self.change_door(Self::RESETTING, to);
+    }
+
+    fn change_door(&self, from: u32, to: u32) {
         // Who leaves does not come back.
         let _ = self.door.cmpxchg(from, to, Full);
     }
 
-    /// `ENODEV`: the device is being unbound. `EAGAIN`: it is being reset.
+    /// `ENODEV`: the device is being unbound. `EAGAIN`: it is being reset. `EIO`: it did not come
+    /// back from a reset.
     pub(crate) fn check_open(&self) -> Result {
         match self.door.load(Acquire) {
             Self::OPEN => Ok(()),
             Self::RESETTING => Err(EAGAIN),
+            Self::GIVEN_UP => Err(EIO),
             _ => Err(ENODEV),
         }
     }
@@ -309,8 +324,10 @@ impl<'drm> Gpu<'drm> {
         aperture.resume(self)
     }
 
-    /// After a reset that has failed: `EIO` for whoever asks, until the device is bound again.
+    /// After a reset that has failed: the device is kept off the bus, and `EIO` for whoever asks,
+    /// until another reset ends or the device is bound again.
     pub(crate) fn give_up(&self, aperture: &Aperture) {
+        cut_off(self.pdev);
         aperture.give_up();
         self.engine_ring.give_up();
         self.aperture_ring.give_up();
@@ -401,6 +418,12 @@ kernel::pci_device_table!(
     )]
 );
 
+/// Keeps a device that does not stop from the bus: it reaches no memory any more.
+pub(crate) fn cut_off(pdev: &pci::Device<device::Bound>) {
+    pdev.config_space()
+        .update(regs::PCI_COMMAND, |command| command.with_bus_master(false));
+}
+
 /// Checks that this is our device, and brings it into a known state.
 fn reset(pdev: &pci::Device<device::Bound>, bar: &Bar<'_>) -> Result {
     let id = u32::from(bar.read(regs::ID).magic());
@@ -456,7 +479,6 @@ impl pci::Driver for P2pGpu {
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
         removal::check(pdev)?;
         pdev.enable_device_mem()?;
-        pdev.set_master();
         // SAFETY: Nobody does DMA yet: the device is being probed.
         unsafe { pdev.dma_set_mask_and_coherent(DmaMask::new::<64>())? };
         // SAFETY: As above.
@@ -466,6 +488,8 @@ impl pci::Driver for P2pGpu {
         let bar = bound.iomap_region_sized(regs::BAR_REGS, c"p2pgpu")?;
         let bar = Arc::new(bar, GFP_KERNEL)?;
         reset(bound, &bar)?;
+        // Not before: what the device was at has ended.
+        pdev.set_master();
         let (vram_size, slots) = sizes(bound, &bar)?;
 
         let patience = Patience::new()?;

@@ -136,7 +136,7 @@ pub(crate) fn before_reset(pdev: &pci::Device<Bound>, drm: &RegisteredRef<DrmDri
     let Some(dev) = drm.registration_guard() else {
         return;
     };
-    dev.set_resetting(true);
+    dev.reset_begins();
     take_back(pdev, &dev);
     dev.aperture.suspend();
     // Those of objects in system memory come back at once.
@@ -155,14 +155,11 @@ pub(crate) fn after_reset(pdev: &pci::Device<Core<'_>>, drm: &RegisteredRef<DrmD
     };
     pdev.set_master();
     let started = dev.registration_data_with(|gpu| gpu.start_again(&dev.aperture));
-    match started {
-        Ok(()) => dev.set_resetting(false),
-        Err(error) => {
-            dev.leave();
-            dev.registration_data_with(|gpu| gpu.give_up(&dev.aperture));
-            dev_err!(pdev, "does not come back from a reset: {:?}\n", error);
-        }
+    if let Err(error) = started {
+        dev.registration_data_with(|gpu| gpu.give_up(&dev.aperture));
+        dev_err!(pdev, "does not come back from a reset: {:?}\n", error);
     }
+    dev.reset_ends(started.is_ok());
 }
 
 /// Takes back what importers have. Waits for those that do not let go at once, but not for ever.

@@ -7,6 +7,7 @@
 //! command has a fence, which signals in the interrupt handler.
 
 use crate::{
+    driver,
     job::{
         Command,
         End,
@@ -256,16 +257,14 @@ impl<'drm> Ring<'drm> {
         Ok(())
     }
 
-    /// Keeps a device whose ring does not stop from the bus: its memory is going to be freed.
+    /// Keeps a device whose ring does not stop from the bus: the ring's memory is going to be freed.
     fn cut_off(&self, error: Error) {
         if error == ENODEV {
             dev_err!(self.pdev, "the device is off the bus\n");
         } else {
             dev_err!(self.pdev, "a ring does not stop: the device is cut off\n");
         }
-        self.pdev
-            .config_space()
-            .update(regs::PCI_COMMAND, |command| command.with_bus_master(false));
+        driver::cut_off(self.pdev);
     }
 
     /// Submits a command; the fence signals when it is done.
