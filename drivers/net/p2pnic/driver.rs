@@ -111,8 +111,7 @@ impl<'bound> Data<'bound> {
         }
         // SAFETY: `handlers` is dropped here on an error, and with `Data` otherwise.
         let handlers = unsafe { pci::MsixHandlers::new(pdev, c"p2pnic", handlers)? };
-        pdev.set_master();
-        nic.start()?;
+        nic.start(pdev)?;
 
         let debugfs = debugfs::Files::new(&nic)?;
         let bound: &'bound pci::Device<Bound> = pdev;

@@ -20,7 +20,7 @@ use crate::{
 use kernel::{
     device::{
         Bound,
-        Device, //
+        Core, //
     },
     dma::Coherent,
     io::{
@@ -231,12 +231,15 @@ impl Mailbox {
         })
     }
 
-    /// Resets the device and gives it a mailbox.
-    pub(crate) fn start(&self, dev: &Device<Bound>) -> Result {
+    /// Resets the device, lets it reach memory, and gives it a mailbox.
+    pub(crate) fn start(&self, pdev: &pci::Device<Core<'_>>) -> Result {
         // Not under the lock, which is taken where memory is reclaimed.
-        let memory = Memory::zeroed(dev, GFP_KERNEL)?;
+        let bound: &pci::Device<Bound> = pdev;
+        let memory = Memory::zeroed(bound.as_ref(), GFP_KERNEL)?;
         let mut inner = self.inner.lock();
         self.reset()?;
+        // Not before: what the device was at has ended.
+        pdev.set_master();
         let address = regs::MAILBOX_ADDR::from(memory.dma_address());
         self.bar
             .try_access()

@@ -160,9 +160,9 @@ impl Nic {
 
     /// Resets the device and gives it its mailbox and event queue; the interrupt handlers are
     /// there.
-    pub(crate) fn start(self: &Arc<Self>) -> Result {
+    pub(crate) fn start(self: &Arc<Self>, pdev: &pci::Device<Core<'_>>) -> Result {
         let inside = self.enter()?;
-        self.mailbox.start(inside.device())?;
+        self.mailbox.start(pdev)?;
         let capacity = self.regions.lock().capacity();
         let events = EventQueue::new(inside.device(), capacity)?;
         events.start(inside.bar()?)?;
@@ -209,10 +209,9 @@ impl Nic {
     /// Starts again after [`Self::shut_down`]: the device has been reset. Files that are open find
     /// none of what they had made.
     pub(crate) fn restart(self: &Arc<Self>, pdev: &pci::Device<Core<'_>>) -> Result {
-        pdev.set_master();
         // SAFETY: The device is bound, and its data shuts the NIC down before that ends.
         unsafe { self.gate.open() };
-        self.start().inspect_err(|_| self.shut_down(pdev))
+        self.start(pdev).inspect_err(|_| self.shut_down(pdev))
     }
 
     /// Goes where the device is bound. `ENODEV`: it is not.
