@@ -3,6 +3,8 @@
 //! Who uses it is told, nothing is lost or leaked, and the next call works;
 //! but an aperture whose slots are not known any more waits for a rebind.
 
+mod resets;
+
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use p2pguest::binding::{Unbound, gpu_is_there, nics, wait_until};
@@ -17,6 +19,7 @@ use p2pguest::rig::{Rig, request};
 use p2pguest::setting::Setting;
 use p2pguest::sys::uapi::*;
 use p2pguest::{refused, subtests};
+use resets::*;
 use serde_json::{Value, json};
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
@@ -61,6 +64,15 @@ const SUBTESTS: &[Subtest] = subtests![
     nic_slow_region_delays_no_other,
     /// A page of user memory that takes its time does not hold up unbinding.
     nic_unbind_waits_for_no_user_memory,
+    /// A GPU whose reset never ends: whoever needs it gets EIO, and it can be unbound. It is not
+    /// bound again before the reset ends.
+    gpu_that_does_not_come_back,
+    /// A GPU whose reset never ends works again after one that does, and objects have their bytes.
+    gpu_that_comes_back_by_another_reset,
+    /// A NIC whose reset never ends is gone for its files, and for exporters; it can be unbound.
+    nic_that_does_not_come_back,
+    /// A NIC whose reset never ends works again after one that does, with the same files.
+    nic_that_comes_back_by_another_reset,
 ];
 
 fn main() -> ExitCode {
@@ -431,10 +443,17 @@ fn nic_that_does_not_let_go() {
     drop((wire, source, target));
 
     drop(stopped);
+    assert_nic_works();
+}
+
+/// The NICs reach one another, and both GPUs.
+#[track_caller]
+fn assert_nic_works() {
     let rig = Rig::open();
     wait_until("the wire connects", || {
         rig.nic[0].query().flags & P2PNIC_LINK_UP != 0
     });
+    let size = 4 * rig.gpu[0].page;
     let source = rig.register(0, size, Placement::Vram);
     let target = rig.register(1, size, Placement::Vram);
     source.bo.fill(Pattern(10));
