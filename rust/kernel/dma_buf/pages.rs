@@ -3,7 +3,13 @@
 //! System pages that stand in for device memory: an object's backing while it is not in VRAM.
 
 use crate::{
-    alloc::Flags,
+    alloc::{
+        flags::{
+            __GFP_NORETRY,
+            __GFP_RETRY_MAYFAIL, //
+        },
+        Flags, //
+    },
     bindings,
     device::{
         Bound,
@@ -32,7 +38,11 @@ use core::{
     }, //
 };
 
-/// A number of pages, accounted to the memory cgroup of the task that allocates them.
+/// A number of pages, charged to the memory cgroup of the task that allocates them, or of who [pays]
+/// for it, until they are freed. If there is not so much memory, or the cgroup may not have it, there
+/// is an error (`ENOMEM`), and no task is killed.
+///
+/// [pays]: crate::cgroup::memory::Payer::charge
 ///
 /// # Examples
 ///
@@ -75,30 +85,31 @@ const ORDER: u32 = 4;
 impl Pages {
     /// Allocates `count` zeroed pages, not 0.
     pub fn zeroed(count: usize) -> Result<Self> {
-        Self::alloc(count, GFP_KERNEL_ACCOUNT | __GFP_ZERO)
+        Self::alloc(count, GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_ZERO)
     }
 
     /// As [`Pages::zeroed`], but they hold what was there before, whosever it was. They are filled
     /// as a whole, or cleared, before anybody is given access to them.
     pub fn unclean(count: usize) -> Result<Self> {
-        Self::alloc(count, GFP_KERNEL_ACCOUNT)
+        Self::alloc(count, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)
     }
 
     fn alloc(count: usize, flags: Flags) -> Result<Self> {
         if count == 0 {
             return Err(EINVAL);
         }
-        // A rough look, so that a size that cannot be had does not call the OOM killer.
+        // A rough look, so that others do not lose theirs for a size that cannot be had.
         // SAFETY: There are no requirements.
         let available = unsafe { bindings::si_mem_available() };
         if usize::try_from(available).map_or(true, |available| count > available) {
             return Err(ENOMEM);
         }
-        let mut this = Self(KVVec::with_capacity(count, GFP_KERNEL)?);
+        let hard = flags | __GFP_RETRY_MAYFAIL;
+        let mut this = Self(KVVec::with_capacity(count, hard)?);
         while this.0.len() < count {
-            if count - this.0.len() < 1 << ORDER || !this.push_block(flags)? {
+            if count - this.0.len() < 1 << ORDER || !this.push_block(flags | __GFP_NORETRY)? {
                 // SAFETY: There are no requirements.
-                let page = unsafe { bindings::alloc_pages(flags.as_raw(), 0) };
+                let page = unsafe { bindings::alloc_pages(hard.as_raw(), 0) };
                 // INVARIANT: We have just allocated it.
                 this.0.push(NonNull::new(page).ok_or(ENOMEM)?, GFP_KERNEL)?;
             }
@@ -109,9 +120,9 @@ impl Pages {
     /// Allocates pages that are side by side; `false` if there are none to be had easily.
     fn push_block(&mut self, flags: Flags) -> Result<bool> {
         self.0.reserve(1 << ORDER, GFP_KERNEL)?;
-        let easily = (flags | __GFP_NOWARN).as_raw() | 1 << bindings::___GFP_NORETRY_BIT;
         // SAFETY: There are no requirements.
-        let Some(first) = NonNull::new(unsafe { bindings::alloc_pages(easily, ORDER) }) else {
+        let first = NonNull::new(unsafe { bindings::alloc_pages(flags.as_raw(), ORDER) });
+        let Some(first) = first else {
             return Ok(false);
         };
         // SAFETY: The block was just allocated, in one piece that is not a compound page.
