@@ -3,3 +3,4 @@
 //! Control groups.
 
 pub mod dmem;
+pub mod memory;

@@ -105,8 +105,9 @@ struct drm_p2pgpu_getparam {
  * do not bring it back.
  *
  * An object that importers pin, or that is flagged P2PGPU_PEER_RESERVE or
- * P2PGPU_PEER_STRICT, is not evicted. Importers are invalidated as by GEM_MOVE,
- * which also ends an eviction: the object is then where it was moved to.
+ * P2PGPU_PEER_STRICT, is not evicted; nor is one for whose pages in system
+ * memory its creator's cgroup has no room. Importers are invalidated as by
+ * GEM_MOVE, which also ends an eviction: the object is then where it was moved to.
  */
 #define P2PGPU_CREATE_EVICTABLE		(1 << 0)
 

@@ -45,7 +45,10 @@ use crate::{
 };
 use core::ops::Range;
 use kernel::{
-    cgroup::dmem::Charge,
+    cgroup::{
+        dmem::Charge,
+        memory::Payer, //
+    },
     device,
     dma_buf::{
         fence::Fence,
@@ -126,8 +129,9 @@ impl From<PlacementKind> for u32 {
 }
 
 impl Placement {
-    /// Allocates `size` bytes, not 0, for `obj`, which are not cleared; what is in VRAM is charged
-    /// to the cgroup of the current task. If need be others leave VRAM.
+    /// Allocates `size` bytes, not 0, for `obj`, or for an object that is to be made, which are not
+    /// cleared. What is in VRAM is charged to the cgroup of the current task, other memory to that of
+    /// who made the object. If need be others leave VRAM.
     pub(crate) fn alloc(
         dev: &DrmDevice,
         gpu: &Gpu<'_>,
@@ -137,7 +141,12 @@ impl Placement {
     ) -> Result<Self> {
         Ok(match kind {
             PlacementKind::System => {
-                Self::System(Arc::new(Pages::unclean(size >> SLOT_SHIFT)?, GFP_KERNEL)?)
+                let alloc = || Pages::unclean(size >> SLOT_SHIFT);
+                let pages = match obj {
+                    Some(obj) => obj.payer.charge(alloc)?,
+                    None => alloc()?,
+                };
+                Self::System(Arc::new(pages, GFP_KERNEL)?)
             }
             PlacementKind::Vram => {
                 Self::Vram(Arc::new(evict::alloc(dev, gpu, obj, size)?, GFP_KERNEL)?)
@@ -353,6 +362,8 @@ pub(crate) struct Bo {
     pub(crate) last_use: Atomic<u64>,
     /// See [`mmap_offset`]; 0 until it is asked for.
     mmap_offset: Atomic<u64>,
+    /// Who pays for its memory outside VRAM, whoever moves it there: the cgroup of its creator.
+    payer: Payer,
 }
 
 impl Bo {
@@ -422,6 +433,7 @@ impl gem::DriverObject for Bo {
             importers <- new_mutex!(Importers::default(), "p2pgpu::gem::importers"),
             last_use: Atomic::new(0),
             mmap_offset: Atomic::new(0),
+            payer: Payer::current(),
         }? Error)
         .pin_chain(|_| {
             // An object without memory is none: `free` is not called for it.

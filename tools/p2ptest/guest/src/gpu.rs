@@ -223,6 +223,12 @@ impl Gpu {
         })
     }
 
+    /// An object that takes all VRAM that is free but `left` bytes, and stays.
+    #[track_caller]
+    pub fn fill_all_but(&self, left: u64) -> Bo<'_> {
+        self.create(self.param(P2PGPU_PARAM_VRAM_FREE) - left, Placement::Vram)
+    }
+
     /// `GEM_CREATE`.
     #[track_caller]
     pub fn create(&self, size: u64, placement: Placement) -> Bo<'_> {

@@ -58,11 +58,6 @@ fn main() -> ExitCode {
 
 const MIB: u64 = 1 << 20;
 
-/// Objects that take all VRAM but `left` bytes, and stay.
-fn fill_all_but(gpu: &Gpu, left: u64) -> Bo<'_> {
-    gpu.create(gpu.param(P2PGPU_PARAM_VRAM_FREE) - left, Placement::Vram)
-}
-
 fn is_in_vram(bo: &Bo<'_>) -> bool {
     bo.info().placement == P2PGPU_PLACEMENT_VRAM
 }
@@ -87,7 +82,7 @@ fn objects(gpu: &Gpu, count: u64) -> Vec<Bo<'_>> {
 
 fn working_set_of_four_times_vram() {
     let gpu = Gpu::open(0);
-    let _ballast = fill_all_but(&gpu, 8 * SIZE);
+    let _ballast = gpu.fill_all_but(8 * SIZE);
     let set = objects(&gpu, 32);
     for round in 0..2 {
         for (number, bo) in (0..).zip(&set) {
@@ -105,7 +100,7 @@ fn working_set_of_four_times_vram() {
 
 fn working_set_of_jobs() {
     let gpu = Gpu::open(0);
-    let _ballast = fill_all_but(&gpu, 8 * SIZE);
+    let _ballast = gpu.fill_all_but(8 * SIZE);
     let set: Vec<_> = (0..32).map(|_| gpu.create_evictable(SIZE)).collect();
     let contexts = [0, 1, 2].map(|_| Context::new(&gpu));
     let one = gpu.create(SIZE, Placement::System);
@@ -135,7 +130,7 @@ fn working_set_of_jobs() {
 
 fn coldest_leaves_first() {
     let gpu = Gpu::open(0);
-    let _ballast = fill_all_but(&gpu, 4 * SIZE);
+    let _ballast = gpu.fill_all_but(4 * SIZE);
     let set = objects(&gpu, 4);
     for number in [1, 0, 3, 2] {
         set[number].checksum(0, SIZE);
@@ -151,7 +146,7 @@ fn coldest_leaves_first() {
 
 fn others_stay() {
     let gpu = Gpu::open(0);
-    let _ballast = fill_all_but(&gpu, 4 * SIZE);
+    let _ballast = gpu.fill_all_but(4 * SIZE);
     let plain = gpu.create(SIZE, Placement::Vram);
     let reserved = gpu.create_evictable(SIZE);
     reserved.set_peer(RESERVED);
@@ -180,7 +175,7 @@ fn others_stay() {
 fn pinned_stays() {
     let rig = Rig::open();
     let gpu = &rig.gpu[0];
-    let _ballast = fill_all_but(gpu, SIZE);
+    let _ballast = gpu.fill_all_but(SIZE);
     let bo = gpu.create_evictable(SIZE);
     bo.set_exportable(true);
     let fd = bo.export();
@@ -200,7 +195,7 @@ fn pinned_stays() {
 
 fn what_can_never_fit_evicts_nobody() {
     let gpu = Gpu::open(0);
-    let _ballast = fill_all_but(&gpu, 4 * SIZE);
+    let _ballast = gpu.fill_all_but(4 * SIZE);
     let set = objects(&gpu, 4);
     refused(
         gpu.__create(4 * SIZE + gpu.page, Placement::Vram).map(drop),
@@ -214,7 +209,7 @@ fn what_can_never_fit_evicts_nobody() {
 
 fn comes_back_when_used() {
     let gpu = Gpu::open(0);
-    let _ballast = fill_all_but(&gpu, 2 * SIZE);
+    let _ballast = gpu.fill_all_but(2 * SIZE);
     let set = objects(&gpu, 2);
     let new = gpu.create_evictable(2 * SIZE);
     assert!(!is_in_vram(&set[0]) && !is_in_vram(&set[1]));
@@ -237,7 +232,7 @@ fn comes_back_when_used() {
 
 fn cpu_mapping_survives() {
     let gpu = Gpu::open(0);
-    let _ballast = fill_all_but(&gpu, SIZE);
+    let _ballast = gpu.fill_all_but(SIZE);
     let bo = gpu.create_evictable(SIZE);
     let map = bo.map();
     let step = usize::try_from(gpu.page).expect("a page in memory");
@@ -277,7 +272,7 @@ fn registered_comes_back() {
     let (sink, region) = evictable_sink(&rig, size);
     let source = rig.register(0, size, Placement::Vram);
     let wire = rig.connect(4);
-    let ballast = fill_all_but(gpu, 0);
+    let ballast = gpu.fill_all_but(0);
     for round in 0..3 {
         source.bo.fill(Pattern(round));
         wire.write(&source.region, &region);
@@ -302,7 +297,7 @@ fn evict_during_transfers() {
     let (sink, region) = evictable_sink(&rig, size);
     let source = rig.register(0, size, Placement::Vram);
     let wire = rig.connect(4);
-    let _ballast = fill_all_but(gpu, 0);
+    let _ballast = gpu.fill_all_but(0);
     for round in 0..4 {
         source.bo.fill(Pattern(round));
         wire.start_write(&source.region, &region);
@@ -318,7 +313,7 @@ fn evict_during_transfers() {
 
 fn move_makes_room() {
     let gpu = Gpu::open(0);
-    let _ballast = fill_all_but(&gpu, SIZE);
+    let _ballast = gpu.fill_all_but(SIZE);
     let cold = objects(&gpu, 1);
     let bo = gpu.create(SIZE, Placement::System);
     bo.fill(Pattern(7));
@@ -333,7 +328,7 @@ fn move_makes_room() {
 fn evicted_memory_is_cleared() {
     let gpu = Gpu::open(0);
     let other = gpu.reopen();
-    let _ballast = fill_all_but(&gpu, 4 * SIZE);
+    let _ballast = gpu.fill_all_but(4 * SIZE);
     let zeros: [u8; 32] = Sha256::digest(vec![0; 4096]).into();
     let _secrets = objects(&gpu, 4);
     let new = other.create_evictable(4 * SIZE);
@@ -355,7 +350,7 @@ fn is_zero(bo: &Bo<'_>) -> bool {
 fn unneeded_leaves_first() {
     let rig = Rig::open();
     let gpu = &rig.gpu[0];
-    let _ballast = fill_all_but(gpu, 4 * SIZE);
+    let _ballast = gpu.fill_all_but(4 * SIZE);
     let set = objects(gpu, 4);
     // It is not the coldest, and others look at it.
     let warm = &set[3];
@@ -394,7 +389,7 @@ fn unneeded_leaves_first() {
 
 fn unneeded_for_a_while() {
     let gpu = Gpu::open(0);
-    let _ballast = fill_all_but(&gpu, 2 * SIZE);
+    let _ballast = gpu.fill_all_but(2 * SIZE);
     let set = objects(&gpu, 2);
     assert!(set[1].advise(P2PGPU_MADV_DONTNEED));
     assert!(set[1].advise(P2PGPU_MADV_WILLNEED));
@@ -411,7 +406,7 @@ fn unneeded_stays_if_pinned() {
     let rig = Rig::open();
     igt::require(Topology::current().has_route(), "a peer-to-peer route");
     let gpu = &rig.gpu[0];
-    let _ballast = fill_all_but(gpu, SIZE);
+    let _ballast = gpu.fill_all_but(SIZE);
     let set = objects(gpu, 1);
     set[0].set_exportable(true);
     let importer = Importer::attach(&set[0].export(), Attach::peer(rig.nic[0].pci()));
@@ -444,7 +439,7 @@ fn process(number: u64) {
 
 fn processes_share_vram() {
     let gpu = Gpu::open(0);
-    let _ballast = fill_all_but(&gpu, PROCESSES / 2 * 16 * gpu.page);
+    let _ballast = gpu.fill_all_but(PROCESSES / 2 * 16 * gpu.page);
     let all: Vec<_> = (0..PROCESSES)
         .map(|number| igt::fork(|| process(number)))
         .collect();

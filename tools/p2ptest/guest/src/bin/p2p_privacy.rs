@@ -100,7 +100,7 @@ fn recycled_vram() {
     let (owner, client) = (&rig.gpu[0], rig.gpu[0].reopen());
     // Most of it stays taken: what is left is sure to be had again.
     let left = 24 * MIB;
-    let _ballast = owner.create(owner.param(P2PGPU_PARAM_VRAM_FREE) - left, Placement::Vram);
+    let _ballast = owner.fill_all_but(left);
     for each in [4096, MIB] {
         let count = if each == MIB { left } else { 4 * MIB };
         drop(secrets(owner, Placement::Vram, count, each));
@@ -112,7 +112,7 @@ fn vram_of_the_evicted() {
     let rig = Rig::open();
     let (owner, client) = (&rig.gpu[0], rig.gpu[0].reopen());
     let left = 6 * MIB;
-    let _ballast = owner.create(owner.param(P2PGPU_PARAM_VRAM_FREE) - left, Placement::Vram);
+    let _ballast = owner.fill_all_but(left);
     let secret = owner.create_evictable(left);
     for _ in 0..2 {
         // Brings it back.
@@ -177,10 +177,7 @@ fn at_the_same_time() {
     let gpu = Gpu::open(0);
     let size = 64 * gpu.page;
     // Too little for both: each evicts the other, or finds no room.
-    let _ballast = gpu.create(
-        gpu.param(P2PGPU_PARAM_VRAM_FREE) - 2 * size,
-        Placement::Vram,
-    );
+    let _ballast = gpu.fill_all_but(2 * size);
     let owner = igt::fork(|| {
         let gpu = Gpu::open(0);
         for _ in 0..ROUNDS {

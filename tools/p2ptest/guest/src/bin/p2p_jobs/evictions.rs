@@ -41,7 +41,7 @@ struct Turns<'g> {
 #[track_caller]
 fn turns(gpu: &Gpu) -> Turns<'_> {
     let size = 16 * gpu.page;
-    let _ballast = gpu.create(gpu.param(P2PGPU_PARAM_VRAM_FREE) - size, Placement::Vram);
+    let _ballast = gpu.fill_all_but(size);
     let [away, there] = [1, 2].map(|pattern| {
         let bo = gpu.create_evictable(size);
         bo.fill(Pattern(pattern));

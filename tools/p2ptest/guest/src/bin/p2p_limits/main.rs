@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Tests of what keeps one client from taking the aperture, or VRAM, from all
-//! others: limits of pins and of reservations, and the `dmem` cgroup; and of
-//! what pinned, strict and draining objects are to those who want slots.
+//! others: limits of pins and of reservations, and the `dmem` cgroup; who pays for
+//! system memory, by the `memory` cgroup; and of what pinned, strict and draining
+//! objects are to those who want slots.
 
 mod cgroup;
+mod memory;
 mod pins;
 mod reservations;
 
 use cgroup::*;
+use memory::*;
 use nix::errno::Errno;
 use p2pguest::debugfs::Debugfs;
 use p2pguest::gpu::{Bo, Gpu, Placement};
@@ -31,6 +34,18 @@ const SUBTESTS: &[Subtest] = subtests![
     cgroup_charges_no_lent_slots,
     /// What is charged stays with the cgroup that it was charged to, and goes with the object.
     cgroup_keeps_its_charges,
+    /// An object outside VRAM is charged to its creator's cgroup, and no longer when it is freed.
+    memory_is_charged_to_the_creator,
+    /// What the cgroup may not have is ENOMEM: nothing is leaked, nobody is killed, others go on.
+    memory_limit_is_an_error,
+    /// An object that another process makes leave VRAM is charged to its creator.
+    eviction_is_charged_to_the_creator,
+    /// An object whose creator may not have the memory stays in VRAM, and another one leaves.
+    eviction_obeys_the_creators_limit,
+    /// Whoever moves an object, its creator pays; if the creator's cgroup is gone, the one above it.
+    move_is_charged_to_the_creator,
+    /// An object that an importer's lack of slots moves is charged to its creator.
+    fall_back_is_charged_to_the_creator,
     /// A process reserves no more than it may; others still can.
     reservations_of_a_process,
     /// All together reserve no more than they may.

@@ -319,7 +319,7 @@ pub fn evictions_are_told() {
     let rig = open();
     let gpu = &rig.gpu[0];
     let size = 4 * gpu.page;
-    let _ballast = gpu.create(gpu.param(P2PGPU_PARAM_VRAM_FREE) - size, Placement::Vram);
+    let _ballast = gpu.fill_all_but(size);
     let bo = gpu.create_evictable(size);
     let told = Told::start(&rig);
     let new = gpu.create(size, Placement::Vram);
