@@ -267,7 +267,8 @@ static void p2p_bar_revoke_buf(struct dma_buf *dmabuf, unsigned long deadline)
  * and the memory that describes the mappings stays for as long as they do.
  *
  * A driver calls this only if it has to be done before its remove() returns:
- * afterwards it is done in any case.
+ * afterwards it is done in any case. The second time there is nothing to do,
+ * nor to wait for.
  *
  * Context: May sleep; neither mmap_lock nor a reservation lock is held.
  */
@@ -278,6 +279,10 @@ void p2p_bar_revoke(struct p2p_bar *bar)
 	struct dma_buf *dmabuf;
 
 	mutex_lock(&bar->lock);
+	if (bar->gone) {
+		mutex_unlock(&bar->lock);
+		return;
+	}
 	WRITE_ONCE(bar->gone, true);
 	while (!list_empty(&bar->bufs)) {
 		buf = list_first_entry(&bar->bufs, struct p2p_bar_buf, node);
