@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The simple device, an `ivshmem-plain` of QEMU, and what the sample driver offers.
+//! The simple device, an `ivshmem-plain` of QEMU, and what the sample drivers offer.
 
 use crate::binding::{Unbound, wait_until};
 use crate::dmabuf::DmaBuf;
@@ -16,8 +16,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
-/// The driver's name.
-pub const DRIVER: &str = "rust_p2p_simple";
 
 const PATH: &str = "/dev/p2p_simple";
 /// `_IOW('V', 0, __u64[3])`
@@ -25,10 +23,61 @@ const EXPORT: u64 = 0x4018_5600;
 /// `_IOW('V', 1, __u64)`
 const EXPORT_LAZY: u64 = 0x4008_5601;
 
+/// The drivers of the device: either can be bound, and both offer the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// That of `samples/rust/rust_p2p_simple.rs`
+    Rust,
+    /// That of `samples/p2p_bar/p2p_simple.c`
+    C,
+}
+
+impl Driver {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rust => "rust_p2p_simple",
+            Self::C => "p2p_simple",
+        }
+    }
+
+    /// That which is bound to the device, if one is.
+    fn bound(pci: PciAddress) -> Option<Self> {
+        let link = fs::read_link(pci.sysfs().join("driver")).ok()?;
+        [Self::Rust, Self::C]
+            .into_iter()
+            .find(|driver| link.ends_with(driver.name()))
+    }
+
+    /// Has it bound to the device, and not the other one.
+    #[track_caller]
+    pub fn take(self) {
+        let pci = find();
+        let bound = Self::bound(pci);
+        if bound == Some(self) {
+            return;
+        }
+        if let Some(other) = bound {
+            other.tell("unbind", pci);
+        }
+        self.tell("bind", pci);
+    }
+
+    #[track_caller]
+    fn tell(self, file: &str, pci: PciAddress) {
+        let path = format!("/sys/bus/pci/drivers/{}/{file}", self.name());
+        if let Err(error) = fs::write(&path, pci.to_string()) {
+            panic!("{pci} to {path}: {error}");
+        }
+    }
+}
+
 /// An open file of the driver.
 #[derive(Debug)]
 pub struct Simple {
     file: File,
+    /// Whose file it is
+    pub driver: Driver,
     /// Where the device is
     pub pci: PciAddress,
 }
@@ -56,9 +105,11 @@ impl Simple {
         let file = || OpenOptions::new().read(true).write(true).open(PATH);
         // The device may have been bound a moment ago.
         wait_until(PATH, || file().is_ok());
+        let pci = find();
         let simple = Self {
             file: file().expect(PATH),
-            pci: find(),
+            driver: Driver::bound(pci).expect("a driver"),
+            pci,
         };
         simple.wait_free();
         simple
@@ -172,7 +223,7 @@ impl Simple {
     /// Takes the device from its driver, until the result is dropped.
     #[track_caller]
     pub fn unbind(&self) -> Unbound {
-        Unbound::new(DRIVER, self.pci)
+        Unbound::new(self.driver.name(), self.pci)
     }
 }
 

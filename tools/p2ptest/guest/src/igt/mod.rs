@@ -24,7 +24,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// One subtest of a program. Made by [`subtests!`].
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Subtest {
     /// The function's name
     pub function: &'static str,
@@ -32,12 +32,24 @@ pub struct Subtest {
     pub about: &'static [&'static str],
     /// The test: returns if it passed, panics if not
     pub run: fn(),
+    /// What its name starts with, and what is done before it: see [`Subtest::of`]
+    pub variant: (&'static str, fn()),
 }
 
 impl Subtest {
     /// The name on the command line: words joined by dashes.
     pub fn name(&self) -> String {
-        self.function.replace('_', "-")
+        let (prefix, _) = self.variant;
+        format!("{prefix}{}", self.function.replace('_', "-"))
+    }
+
+    /// The same test of something else, which `set_up` sees to. Its name starts with
+    /// `prefix`.
+    pub fn of(self, prefix: &'static str, set_up: fn()) -> Self {
+        Self {
+            variant: (prefix, set_up),
+            ..self
+        }
     }
 }
 
@@ -51,6 +63,7 @@ macro_rules! subtests {
             function: stringify!($run),
             about: &[$($about),+],
             run: $run,
+            variant: ("", || ()),
         }),+]
     };
 }
@@ -182,13 +195,17 @@ impl Runner {
         let name = subtest.name();
         self.journal.start(&name);
         let start = Instant::now();
-        let verdict = self.guarded(subtest.run);
+        let (_, set_up) = subtest.variant;
+        let verdict = self.guarded(|| {
+            set_up();
+            (subtest.run)();
+        });
         self.journal.finish(&name, verdict, start.elapsed());
         verdict
     }
 
     /// Runs the subtest and compares resources before and after.
-    fn guarded(&self, run: fn()) -> Verdict {
+    fn guarded(&self, run: impl FnOnce()) -> Verdict {
         let Some(debugfs) = &self.debugfs else {
             return verdict_of(run);
         };
@@ -217,7 +234,7 @@ impl Runner {
     }
 }
 
-fn verdict_of(run: fn()) -> Verdict {
+fn verdict_of(run: impl FnOnce()) -> Verdict {
     match panic::catch_unwind(AssertUnwindSafe(run)) {
         Ok(()) => Verdict::Success,
         Err(payload) if payload.is::<Skip>() => Verdict::Skip,

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nix::sys::mman::MapFlags;
 use p2pguest::addresses::Addresses;
 use p2pguest::refused;
+use std::fs;
 use std::ptr::without_provenance;
 
 pub fn bad_input() {
@@ -55,6 +56,37 @@ pub fn bad_input() {
     refused(private, Errno::EINVAL);
     drop(fd);
     simple.wait_free();
+}
+
+/// The BAR that the driver in C hands over; the right one when this is dropped.
+struct BarNumber;
+
+impl BarNumber {
+    #[track_caller]
+    fn set(&self, number: u32) {
+        let path = "/sys/module/p2p_simple/parameters/bar";
+        fs::write(path, number.to_string()).expect("the module's parameter");
+    }
+}
+
+impl Drop for BarNumber {
+    fn drop(&mut self) {
+        self.set(2);
+    }
+}
+
+pub fn only_memory_is_handed_over() {
+    let simple = Simple::open();
+    let unbound = simple.unbind();
+    let bar = BarNumber;
+    // Registers of less than a page; not there; no such number.
+    for number in [0, 1, 3, 5, 6, u32::MAX] {
+        bar.set(number);
+        let bound = unbound.__bind().map_err(|error| error.raw_os_error());
+        assert_eq!(bound, Err(Some(Errno::EINVAL as i32)), "BAR {number}");
+    }
+    drop((bar, unbound));
+    Simple::open().map(1).store(0, 1);
 }
 
 pub fn bad_addresses() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Tests of the helper for simple devices, with a stock one: its BAR is exported by
-//! range and by page, to CPUs and to other devices, by dma-buf and by address.
+//! range and by page, to CPUs and to other devices, by dma-buf and by address. The
+//! device has a driver in Rust and one in C, which are tested alike.
 
 mod addresses;
 mod gone;
@@ -17,7 +18,7 @@ use p2pguest::map::Mapping;
 use p2pguest::nic::{ACCESS_ALL, Region};
 use p2pguest::pattern::{Pattern, assert_same};
 use p2pguest::rig::{Rig, request};
-use p2pguest::simple::{PAGE, Simple};
+use p2pguest::simple::{Driver, PAGE, Simple};
 use p2pguest::subtests;
 use p2pguest::sys::uapi::*;
 use p2pguest::topology::Topology;
@@ -100,8 +101,19 @@ const SUBTESTS: &[Subtest] = subtests![
     bad_addresses,
 ];
 
+/// The driver in Rust hands over BAR 2 and no other.
+const C_SUBTESTS: &[Subtest] = subtests![
+    /// A BAR that is none, or not of whole pages of memory, is not handed over.
+    only_memory_is_handed_over,
+];
+
+/// All of them for the driver in Rust, and once more for that in C.
 fn main() -> ExitCode {
-    igt::main(SUBTESTS)
+    let rust = SUBTESTS.iter();
+    let rust = rust.map(|test| test.of("", || Driver::Rust.take()));
+    let c = SUBTESTS.iter().chain(C_SUBTESTS);
+    let c = c.map(|test| test.of("c-", || Driver::C.take()));
+    igt::main(&rust.chain(c).collect::<Vec<_>>())
 }
 
 /// Skips the subtest where no device reaches another's BAR.
