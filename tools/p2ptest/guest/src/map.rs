@@ -6,6 +6,7 @@
 use crate::must;
 use crate::pattern::{Pattern, assert_same};
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::mman::{
     MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, mremap,
     munmap,
@@ -13,7 +14,8 @@ use nix::sys::mman::{
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -209,6 +211,16 @@ impl Mapping {
     pub fn load(&self, offset: usize) -> u64 {
         // SAFETY: in bounds and aligned.
         unsafe { self.at::<u64>(offset).read_volatile() }
+    }
+
+    /// Has the kernel load a byte: `EFAULT` where an access of this process would raise
+    /// SIGBUS.
+    #[track_caller]
+    pub fn __probe(&self, offset: usize) -> Result<(), Errno> {
+        let (to, _from) = UnixStream::pair().expect("two sockets");
+        // SAFETY: in bounds; it is the kernel that reads there.
+        let read = unsafe { libc::write(to.as_raw_fd(), self.at::<u8>(offset).cast(), 1) };
+        Errno::result(read).map(drop)
     }
 
     /// One store of 8 bytes.

@@ -80,6 +80,30 @@ impl Child {
         }
     }
 
+    /// Waits until the child waits for something, as it can for as long as no signal comes.
+    #[track_caller]
+    pub fn wait_asleep(&self) {
+        let pid = self.pid.expect("taken only when the child is no more");
+        let sleeps = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            // The name before the state may hold anything.
+            stat.is_ok_and(|stat| {
+                stat.rsplit_once(')')
+                    .is_some_and(|(_, rest)| rest.starts_with(" S"))
+            })
+        };
+        crate::binding::wait_until("a child sleeps", sleeps);
+    }
+
+    /// Sends the child a signal.
+    #[track_caller]
+    pub fn send(&self, signal: Signal) {
+        if let Some(pid) = self.pid {
+            let sent = kill(pid, signal);
+            assert_eq!(sent, Ok(()), "the child gets no {signal}");
+        }
+    }
+
     /// Ends the child at once, whatever it does.
     #[track_caller]
     pub fn kill(self) {

@@ -3,7 +3,11 @@
 
 use crate::*;
 use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 use p2pguest::addresses::Addresses;
+use p2pguest::binding::wait_until;
+use p2pguest::igt::Child;
 use p2pguest::importer::{Answer, Direction};
 use p2pguest::refused;
 use p2pguest::stray::{self, Stray};
@@ -32,6 +36,10 @@ pub fn unbind_revokes() {
         // Where there was a page, and where none was.
         assert_sigbus(map, 0);
         assert_sigbus(map, bytes(3));
+        // A page that is refused does not bring those around it back either.
+        for page in 0..4 {
+            refused(map.__probe(bytes(page)), Errno::EFAULT);
+        }
     }
     if let Some((importers, addresses, at)) = mapped {
         for importer in &importers {
@@ -110,6 +118,60 @@ pub fn unbind_waits() {
     let info = importer.info();
     assert_eq!((info.late_unmaps, info.mappings), (1, 0));
     drop(unbound);
+}
+
+/// Leaves the process as one that has passed.
+extern "C" fn pass(_signal: i32) {
+    // SAFETY: ends the process; handlers of signals may.
+    unsafe { libc::_exit(0) }
+}
+
+pub fn unbind_holds_up_nobody_for_good() {
+    require_route();
+    let (simple, rig) = (Simple::open(), Rig::open());
+    let fd = simple.export_lazy(4);
+    let map = fd.map(0, 4 * PAGE);
+    // Revoking the dma-buf takes so long, under its reservation lock.
+    let how = peer(&rig).answer(Answer::UnmapLater, 5000);
+    let importer = Importer::attach(&fd, how);
+    importer.map(Direction::Both);
+    importer.start_access();
+
+    // The child's end leaves the device without a driver.
+    let unbinding = igt::fork(|| std::mem::forget(simple.unbind()));
+    wait_until("the importer is told", || {
+        importer.info().invalidations == 1
+    });
+    let touch = || {
+        map.load(0);
+    };
+    let register = || Addresses::register(rig.nic[1].pci(), &map, (0, 4), true);
+    let waiting = [
+        igt::fork(touch),
+        igt::fork(|| {
+            let _ = register().__map();
+        }),
+        igt::fork(|| drop(Importer::__attach(&fd, peer(&rig)))),
+    ];
+    let handles = SigAction::new(SigHandler::Handler(pass), SaFlags::empty(), SigSet::empty());
+    let handling = igt::fork(|| {
+        // SAFETY: the handler does nothing but end the process.
+        unsafe { sigaction(Signal::SIGUSR1, &handles) }.expect("a handler");
+        touch();
+    });
+    waiting.iter().for_each(Child::wait_asleep);
+    handling.wait_asleep();
+    for child in waiting {
+        child.send(Signal::SIGKILL);
+        assert_eq!(child.outcome(), Outcome::Killed(Signal::SIGKILL));
+    }
+    handling.send(Signal::SIGUSR1);
+    assert_eq!(handling.outcome(), Outcome::Passed);
+    unbinding.assert_runs();
+    assert_eq!(importer.info().late_unmaps, 0, "too slow to tell");
+    unbinding.join();
+    assert_sigbus(&map, 0);
+    simple.driver.take();
 }
 
 pub fn unbind_does_not_hang() {

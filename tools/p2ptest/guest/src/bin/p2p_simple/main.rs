@@ -91,6 +91,8 @@ const SUBTESTS: &[Subtest] = subtests![
     unbind_ends_requests,
     /// Unbinding waits for an importer that lets go late.
     unbind_waits,
+    /// Who waits for a page, or for addresses, while it does can be interrupted and killed.
+    unbind_holds_up_nobody_for_good,
     /// It does not wait for ever; the device is bound again when all was let go.
     unbind_does_not_hang,
     /// The device comes back with all of its pages free.
