@@ -86,6 +86,15 @@ impl DmaBuf {
         must(ended, format_args!("DMA_BUF_IOCTL_SYNC END"));
     }
 
+    /// What the CPU reads in a mapping of it, when it may.
+    #[track_caller]
+    pub fn load(&self, map: &Mapping, offset: usize) -> u64 {
+        self.begin(Access::Read);
+        let found = map.load(offset);
+        self.end(Access::Read);
+        found
+    }
+
     /// `DMA_BUF_IOCTL_EXPORT_SYNC_FILE`.
     pub fn __export_sync_file(&self, flags: u32) -> Result<OwnedFd, Errno> {
         let mut arg = dma_buf_export_sync_file { flags, fd: -1 };

@@ -305,12 +305,7 @@ fn cpu_readers_wait() {
     from.begin(Access::Read);
     from.end(Access::Read);
     thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            to.begin(Access::Read);
-            let found = map.load(8);
-            to.end(Access::Read);
-            found
-        });
+        let reader = scope.spawn(|| to.load(&map, 8));
         let polled = scope.spawn(|| to.wait_ready(Access::Read, 60_000));
         let writer = scope.spawn(|| from.begin(Access::Write));
         thread::sleep(Duration::from_millis(50));

@@ -157,12 +157,7 @@ pub fn dma_buf_sync_waits() {
         from.begin(Access::Read);
         from.end(Access::Read);
         thread::scope(|scope| {
-            let reader = scope.spawn(|| {
-                to.begin(Access::Read);
-                let found = map.load(8);
-                to.end(Access::Read);
-                found
-            });
+            let reader = scope.spawn(|| to.load(&map, 8));
             let writer = scope.spawn(|| from.begin(Access::Write));
             thread::sleep(Duration::from_millis(20));
             assert!(!reader.is_finished(), "it did not wait for the copy");
