@@ -61,15 +61,36 @@ impl Filter {
     }
 }
 
-/// The globs that a glob which starts with "{a,b}" stands for.
+/// The globs that a glob which starts with "{a,b}" stands for, of which none starts so.
 fn alternatives(glob: &str) -> Vec<String> {
-    match glob.strip_prefix('{').and_then(|g| g.split_once('}')) {
-        // Nested ones are left as they are: they exclude nothing.
-        Some((inside, rest)) if !inside.contains('{') => {
-            inside.split(',').map(|a| format!("{a}{rest}")).collect()
+    let Some((inside, rest)) = glob.strip_prefix('{').and_then(split_braces) else {
+        return vec![glob.to_owned()];
+    };
+    let globs = inside.iter().map(|one| format!("{one}{rest}"));
+    globs.flat_map(|glob| alternatives(&glob)).collect()
+}
+
+/// What stands between the commas of "a,b}rest", and the rest. `None`: it cannot be told by its
+/// braces and commas alone, as some of them stand for themselves.
+fn split_braces(text: &str) -> Option<(Vec<&str>, &str)> {
+    let (mut inside, mut start, mut depth) = (Vec::new(), 0, 0_u32);
+    for (at, sign) in text.char_indices() {
+        match sign {
+            '\\' | '[' => return None,
+            '{' => depth += 1,
+            ',' if depth == 0 => {
+                inside.push(&text[start..at]);
+                start = at + 1;
+            }
+            '}' if depth == 0 => {
+                inside.push(&text[start..at]);
+                return Some((inside, &text[at + 1..]));
+            }
+            '}' => depth -= 1,
+            _ => {}
         }
-        _ => vec![glob.to_owned()],
     }
+    None
 }
 
 #[cfg(test)]
@@ -108,7 +129,21 @@ mod tests {
         assert!(filter("*x").may_take("host/"));
         assert!(filter("{host,check}/*").may_take("host/"));
         assert!(!filter("{mapped,check}/*").may_take("host/"));
-        assert!(filter("{{mapped,x},check}/*").may_take("host/"));
+        for glob in ["{{mapped,x},check}/*", "{a,{b,{c,d}e}}*", "{,a}mapped*"] {
+            assert!(!filter(glob).may_take("host/"), "{glob}");
+        }
+        for glob in [
+            "{{mapped,host},check}/*",
+            "{{x,y}z,{a,{b,ho}st}}/*",
+            "{{{mapped,trapped}/p2p_x,host/y}@*,check}",
+            "{,mapped}*{x,y}",
+            "{a,}{b,host}/*",
+            "{mapped,{x,}}host/*",
+            "{[{],mapped}/*",
+            "{\\{,host}/*",
+        ] {
+            assert!(filter(glob).may_take("host/"), "{glob}");
+        }
         assert!(Filter::new(None, "").unwrap().may_take("host/"));
     }
 
