@@ -2,7 +2,6 @@
 //! Where the tables of the slots live on the host.
 
 use std::cell::RefCell;
-use std::mem::swap;
 
 use crate::slots::{Storage, lease};
 
@@ -21,38 +20,17 @@ impl Storage for HostMemory {
     }
 }
 
-/// An atomic number: a place in the table of the thread, so that who searches all situations can
-/// keep the numbers of each.
+/// An atomic number: a place in the [`TABLE`] of the thread.
 pub struct Mark(usize);
 
 thread_local! {
-    static TABLE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// The numbers, in the order of their making: who searches all situations keeps those of each.
+    pub static TABLE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Mark {
     fn with<R>(&self, f: impl FnOnce(&mut u32) -> R) -> R {
         TABLE.with_borrow_mut(|table| f(&mut table[self.0]))
-    }
-
-    /// Runs `f` on the numbers of `table` instead of those of the thread.
-    #[allow(dead_code, reason = "benchmarks have no use for it")]
-    pub fn with_table<R>(table: &mut Vec<u32>, f: impl FnOnce() -> R) -> R {
-        TABLE.with_borrow_mut(|numbers| swap(numbers, table));
-        let result = f();
-        TABLE.with_borrow_mut(|numbers| swap(numbers, table));
-        result
-    }
-
-    /// The number at a place.
-    #[allow(dead_code, reason = "benchmarks have no use for it")]
-    pub fn number(place: usize) -> u32 {
-        TABLE.with_borrow(|table| table[place])
-    }
-
-    /// How many numbers there are: the place of the next one.
-    #[allow(dead_code, reason = "benchmarks have no use for it")]
-    pub fn count() -> usize {
-        TABLE.with_borrow(Vec::len)
     }
 }
 

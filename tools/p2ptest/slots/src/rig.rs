@@ -7,6 +7,7 @@
 
 mod check;
 mod key;
+mod marks;
 mod pages;
 mod peers;
 mod promises;
@@ -14,7 +15,7 @@ mod promises;
 use std::ops::Range;
 use std::rc::Rc;
 
-use crate::memory::{HostMemory, Mark};
+use crate::memory::HostMemory;
 use crate::slots::lease::{GONE, KNOWN, Lease, Leased, Quiet};
 use crate::slots::state::State;
 use crate::slots::{Class, PageName, SlotId};
@@ -229,7 +230,7 @@ impl<const KNOWN_MAX: usize> Rig<KNOWN_MAX> {
     pub fn new(count: usize, sizes: &'static [usize], limits: Limits) -> Self {
         let pages = sizes.iter().sum();
         let mut marks = Vec::new();
-        let quiet = Mark::with_table(&mut marks, Quiet::new);
+        let quiet = marks::with_table(&mut marks, Quiet::new);
         let mut rig = Self {
             sizes,
             limits,
@@ -253,7 +254,7 @@ impl<const KNOWN_MAX: usize> Rig<KNOWN_MAX> {
     /// Runs `f` with the marks of this rig.
     fn with_marks<R>(&mut self, f: impl FnOnce(&mut Self) -> R) -> R {
         let mut marks = std::mem::take(&mut self.marks);
-        let result = Mark::with_table(&mut marks, || f(self));
+        let result = marks::with_table(&mut marks, || f(self));
         self.marks = marks;
         result
     }

@@ -3,8 +3,7 @@
 
 use std::rc::Rc;
 
-use super::{At, Busy, Event, Held, Peer, Rig};
-use crate::memory::Mark;
+use super::{At, Busy, Event, Held, Peer, Rig, marks};
 use crate::slots::lease::{ASIDE, GONE, HELD, KNOWN};
 use crate::slots::{Class, Counts, Slot, SlotId};
 
@@ -31,7 +30,7 @@ impl<const KNOWN_MAX: usize> Rig<KNOWN_MAX> {
         let mut live: Vec<_> = peers.chain(self.state.known.iter()).cloned().collect();
         live.sort_by_key(|held| held.mark);
         live.dedup_by_key(|held| held.mark);
-        live.retain(|held| Mark::number(held.mark) != GONE);
+        live.retain(|held| marks::number(held.mark) != GONE);
         live
     }
 
@@ -49,7 +48,7 @@ impl<const KNOWN_MAX: usize> Rig<KNOWN_MAX> {
                     .count()
             };
             let owners = of(&[At::Mapped, At::Returning, At::Ending]);
-            let mark = Mark::number(held.mark);
+            let mark = marks::number(held.mark);
             let is_known = known.contains(&held.mark);
             match mark {
                 HELD => assert!(owners == 1 && !is_known, "held by {owners}"),

@@ -4,8 +4,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::{At, Held, NOWHERE, Peer, Rig};
-use crate::memory::Mark;
+use super::{At, Held, NOWHERE, Peer, Rig, marks};
 use crate::slots::lease::Lease;
 use crate::slots::{Class, PageName, Released, Slot, SlotId, Took};
 
@@ -154,7 +153,7 @@ impl<const KNOWN_MAX: usize> Rig<KNOWN_MAX> {
             assert!(self.state.slots.hold(slot, page as PageName, class));
         }
         let slots = pages.clone().map(|page| self.books.hints[page]).collect();
-        let (first, mark) = (pages.start, Mark::count());
+        let (first, mark) = (pages.start, marks::count());
         let lease = Lease::new(first as PageName, class, slots);
         self.enter(object, pages, Rc::new(Held { lease, first, mark }));
         true

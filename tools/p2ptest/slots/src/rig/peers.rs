@@ -6,8 +6,7 @@
 //! leases that are known are settled in one step: each of them, and what becomes of its slots,
 //! depends on its own mark only.
 
-use super::{At, Books, Busy, Event, Locked, Peer, Rig, Section};
-use crate::memory::Mark;
+use super::{At, Books, Busy, Event, Locked, Peer, Rig, Section, marks};
 use crate::slots::Released;
 use crate::slots::lease::{ASIDE, KNOWN};
 
@@ -218,7 +217,7 @@ impl<const KNOWN_MAX: usize> Rig<KNOWN_MAX> {
 
     /// What the mark of a peer's lease says.
     pub(super) fn mark(&self, peer: &Peer) -> u32 {
-        Mark::number(peer.held.mark)
+        marks::number(peer.held.mark)
     }
 
     /// Lets go of a slot at once, as nobody was given it.
