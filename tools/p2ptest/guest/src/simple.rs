@@ -102,17 +102,25 @@ impl Simple {
     /// Opens the driver's file, of whose pages nobody has any.
     #[track_caller]
     pub fn open() -> Self {
+        let pci = find();
+        let of_device = || Driver::bound(pci).is_some();
+        wait_until("the device has a driver", of_device);
+        let simple = Self::of(Driver::bound(pci).expect("a driver"), pci);
+        simple.wait_free();
+        simple
+    }
+
+    /// Opens the driver's file, of a device that is bound to it.
+    #[track_caller]
+    pub fn of(driver: Driver, pci: PciAddress) -> Self {
         let file = || OpenOptions::new().read(true).write(true).open(PATH);
         // The device may have been bound a moment ago.
         wait_until(PATH, || file().is_ok());
-        let pci = find();
-        let simple = Self {
+        Self {
             file: file().expect(PATH),
-            driver: Driver::bound(pci).expect("a driver"),
+            driver,
             pci,
-        };
-        simple.wait_free();
-        simple
+        }
     }
 
     /// Any ioctl; the descriptor of a dma-buf.

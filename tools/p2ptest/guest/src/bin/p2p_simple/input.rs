@@ -59,11 +59,12 @@ pub fn bad_input() {
 }
 
 /// The BAR that the driver in C hands over; the right one when this is dropped.
-struct BarNumber;
+pub struct BarNumber;
 
 impl BarNumber {
+    /// Of devices that are bound from now on.
     #[track_caller]
-    fn set(&self, number: u32) {
+    pub fn set(&self, number: u32) {
         let path = "/sys/module/p2p_simple/parameters/bar";
         fs::write(path, number.to_string()).expect("the module's parameter");
     }

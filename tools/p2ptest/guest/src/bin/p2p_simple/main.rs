@@ -107,6 +107,8 @@ const SUBTESTS: &[Subtest] = subtests![
 const C_SUBTESTS: &[Subtest] = subtests![
     /// A BAR that is none, or not of whole pages of memory, is not handed over.
     only_memory_is_handed_over,
+    /// Registers of a device of another kind are shown, page by page.
+    registers_are_shown,
 ];
 
 /// All of them for the driver in Rust, and once more for that in C.

@@ -3,9 +3,13 @@
 
 use crate::*;
 use nix::errno::Errno;
+use p2pguest::binding::Unbound;
+use p2pguest::drm::PciAddress;
 use p2pguest::importer::{Direction, Kind};
+use p2pguest::nic::Nic;
 use p2pguest::refused;
 use std::os::fd::AsRawFd;
+use std::{fs, io};
 
 pub fn range_shows_the_bar() {
     let simple = Simple::open();
@@ -53,6 +57,64 @@ pub fn range_is_one_piece() {
     assert_eq!(page_number(&simple, ranges[0].physical), 100);
     let translated = ranges[0].dma != ranges[0].physical;
     assert_eq!(translated, Topology::current() == Topology::Iommu);
+}
+
+/// A device that the driver in C has instead of its own one, until this is dropped.
+struct Borrowed(PciAddress);
+
+impl Borrowed {
+    #[track_caller]
+    fn new(pci: PciAddress) -> Self {
+        let borrowed = Self(pci);
+        let bound = borrowed
+            .__override(Driver::C.name())
+            .and_then(|()| borrowed.__tell("bind"));
+        bound.expect("the driver takes the device");
+        borrowed
+    }
+
+    fn __override(&self, driver: &str) -> io::Result<()> {
+        fs::write(self.0.sysfs().join("driver_override"), driver)
+    }
+
+    fn __tell(&self, file: &str) -> io::Result<()> {
+        let folder = format!("/sys/bus/pci/drivers/{}", Driver::C.name());
+        fs::write(format!("{folder}/{file}"), self.0.to_string())
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        let given_back = self.__tell("unbind").and_then(|()| self.__override("\n"));
+        // Who waits for the device afterwards says that it is not there.
+        if let Err(error) = given_back {
+            println!("{} is not given back: {error}", self.0);
+        }
+    }
+}
+
+pub fn registers_are_shown() {
+    // A register of 64 bits of a NIC: where its mailbox is.
+    const MAILBOX_ADDR: usize = 0x20;
+
+    let pci = Nic::open(1).pci();
+    // There is one file, for one device.
+    let _simple = Simple::open().unbind();
+    let _nic = Unbound::new("p2pnic", pci);
+    let bar = BarNumber;
+    bar.set(0);
+    let _borrowed = Borrowed::new(pci);
+    let nic = Simple::of(Driver::C, pci);
+    let fd = nic.export(0..1);
+    let map = fd.map(0, PAGE);
+    for address in [0x12_3400, 0x56_7800] {
+        map.store(MAILBOX_ADDR, address);
+        assert_eq!(map.load(MAILBOX_ADDR), address);
+    }
+    refused(nic.__export(0..1), Errno::EBUSY);
+    refused(nic.__export(15..17), Errno::EINVAL);
+    drop((nic.export(1..16), fd));
+    assert_eq!(map.load(MAILBOX_ADDR), 0x56_7800);
 }
 
 pub fn ranges_do_not_overlap() {
