@@ -2,9 +2,11 @@
 //! What most tests stand on: two GPUs, two NICs wired to each other, objects
 //! that are exported and registered, and a connected queue pair.
 
+use crate::binding::wait_until;
 use crate::gpu::{Bo, Gpu, Placement};
 use crate::map::Mapping;
 use crate::nic::{ACCESS_ALL, Nic, Qp, Region};
+use crate::pattern::Pattern;
 use crate::sys::uapi::*;
 use std::os::fd::OwnedFd;
 
@@ -67,6 +69,27 @@ impl Rig {
             gpu: [Gpu::open(0), Gpu::open(1)],
             nic: [Nic::open(0), Nic::open(1)],
         }
+    }
+
+    /// Waits until the NICs reach one another, as they do a moment after one has come.
+    #[track_caller]
+    pub fn wait_for_wire(&self) {
+        wait_until("the wire connects", || {
+            self.nic[0].query().flags & P2PNIC_LINK_UP != 0
+        });
+    }
+
+    /// The NICs reach one another, and both GPUs.
+    #[track_caller]
+    pub fn assert_works(&self) {
+        self.wait_for_wire();
+        let size = 8 * self.gpu[0].page;
+        let source = self.register(0, size, Placement::Vram);
+        let target = self.register(1, size, Placement::Vram);
+        source.bo.fill(Pattern(2));
+        self.connect(4).write(&source.region, &target.region);
+        target.bo.assert_holds(Pattern(2));
+        assert_eq!(target.bo.map().load(8), Pattern(2).word(1));
     }
 
     /// A flagged and exported object of GPU `index`.

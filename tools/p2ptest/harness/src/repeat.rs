@@ -75,7 +75,6 @@ fn table(runs: &[Run]) -> String {
             failed,
             skipped,
         } = run.counts;
-        // A division by 60: exact enough, and never past what a float holds.
         let minutes = run.seconds as f64 / 60.0;
         let _ = writeln!(
             text,

@@ -2,7 +2,7 @@
 //! Devices that do not come back from a reset: nobody waits for them for ever,
 //! another reset brings them back, and so does binding them again.
 
-use crate::{assert_nic_works, assert_works};
+use crate::assert_works;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use p2pguest::binding::{Unbound, gpu_is_there, nics, wait_until};
@@ -244,7 +244,7 @@ pub fn nic_that_does_not_come_back() {
     rebind("p2pnic", pci, hang);
     wait_until("the NIC comes back", || nics() == count);
     refused(rig.nic[0].__query().map(drop), Errno::ENODEV);
-    assert_nic_works();
+    Rig::open().assert_works();
 }
 
 pub fn nic_that_comes_back_by_another_reset() {
@@ -260,9 +260,7 @@ pub fn nic_that_comes_back_by_another_reset() {
     // The file is as good as a new one.
     let bo = &held.source.bo;
     let region = rig.nic[0].register(&held.source.fd, ACCESS_ALL, bo.size);
-    wait_until("the wire connects", || {
-        rig.nic[0].query().flags & P2PNIC_LINK_UP != 0
-    });
+    rig.wait_for_wire();
     rig.connect(4).write(&region, &held.target.region);
     held.target.bo.assert_holds(Pattern(1));
 }

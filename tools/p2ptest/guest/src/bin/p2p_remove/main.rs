@@ -172,17 +172,7 @@ fn assert_works() {
         Gpu::nodes().is_ok_and(|nodes| nodes.len() == 2)
     });
     wait_until("all NICs are there", || nics() == 2);
-    let rig = Rig::open();
-    wait_until("the wire connects", || {
-        rig.nic[0].query().flags & P2PNIC_LINK_UP != 0
-    });
-    let size = 8 * rig.gpu[0].page;
-    let source = rig.register(0, size, Placement::Vram);
-    let target = rig.register(1, size, Placement::Vram);
-    source.bo.fill(Pattern(2));
-    rig.connect(4).write(&source.region, &target.region);
-    target.bo.assert_holds(Pattern(2));
-    assert_eq!(target.bo.map().load(8), Pattern(2).word(1));
+    Rig::open().assert_works();
 }
 
 fn gpu_unbind_under_load() {
@@ -452,9 +442,7 @@ fn nic_reset() {
         assert_eq!(held.source.bo.info().importers, 0);
         held.source.bo.move_to(Placement::System);
         // The files are as good as new ones.
-        wait_until("the wire connects", || {
-            rig.nic[0].query().flags & P2PNIC_LINK_UP != 0
-        });
+        rig.wait_for_wire();
         let again = rig.register(0, held.source.bo.size, Placement::Vram);
         again.bo.fill(Pattern(3));
         rig.connect(4).write(&again.region, &held.target.region);

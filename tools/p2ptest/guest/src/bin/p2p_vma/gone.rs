@@ -100,9 +100,7 @@ pub fn kill_during_transfer() {
 fn assert_works() {
     wait_until("all NICs are there", || nics() == 2);
     let rig = Rig::open();
-    wait_until("the wire connects", || {
-        rig.nic[0].query().flags & P2PNIC_LINK_UP != 0
-    });
+    rig.wait_for_wire();
     let (source, target) = (user(&rig, 0, 8 * PAGE), user(&rig, 1, 8 * PAGE));
     source.bo.fill(ONE);
     write(&rig, &source.region, &target.region);
