@@ -6,8 +6,8 @@
 suite=trixie
 kernel_package=linux-source-7.3
 # From backports where they are newer than the suite's.
-packages="bc bindgen bison busybox-static ca-certificates cargo clang clang-19 cpio
-flex gcc git kmod libc6-dev libclang-dev libdrm-dev libelf-dev libssl-dev lld llvm make patch
+packages="bc bindgen bison busybox-static ca-certificates cargo cpio
+flex gcc git kmod libc6-dev libdrm-dev libelf-dev libssl-dev make patch
 perl pkg-config python3 python3-sphinx python3-yaml qemu-system-x86 rust-clippy rust-src rustc rustfmt
 strace xz-utils $kernel_package"
 min_free_gib=13
@@ -70,14 +70,29 @@ toolchain_make() {
 	enter "$new" apt-get -q update >>"$log" 2>&1 ||
 		fail_log "apt-get update failed (needs a network that reaches a Debian mirror)" "$log"
 	# shellcheck disable=SC2086
-	{ enter "$new" apt-get -q -y --no-install-recommends -o APT::Status-Fd=3 \
-		-t "$suite-backports" install $packages 3>&1 >>"$log" 2>&1 &&
+	{ toolchain_install $packages &&
+		toolchain_install_llvm &&
 		enter "$new" apt-get clean >>"$log" 2>&1 &&
 		in_namespace sh -c 'printf "%s\n" "$1" >"$2/.p2pgpu-key"' sh "$key" "$new"; } | show_apt
 	[ -s "$new/.p2pgpu-key" ] || fail_log "installing the packages failed" "$log"
 	sync "$new/.p2pgpu-key"
 	mv "$new" "$root"
 	say "toolchain folder ready, $(($(now) - start))s"
+}
+
+toolchain_install() {
+	enter "$new" apt-get -q -y --no-install-recommends -o APT::Status-Fd=3 \
+		-t "$suite-backports" install "$@" 3>&1 >>"$log" 2>&1
+}
+
+# The LLVM that rustc is made with: Rust code inlines what clang compiles of the kernel. The
+# version is part of the packages' names, as in clang-19, and of a folder's. "inside" looks for
+# tools in that one, but bindgen goes on with the libclang that it came with.
+toolchain_install_llvm() {
+	version=$(enter "$new" rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p') &&
+		enter "$new" sh -c 'ln -s "$(dirname /usr/lib/llvm-*/lib/libclang.so)" /usr/lib/libclang' &&
+		toolchain_install "clang-$version" "lld-$version" "llvm-$version" &&
+		enter "$new" ln -s "llvm-$version" /usr/lib/llvm
 }
 
 # Only what we made goes: the folder may be one that the user keeps more in.

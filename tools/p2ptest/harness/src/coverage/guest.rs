@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::Result;
 
 use super::counters::Counters;
-use super::llvm::Llvm;
+use super::llvm;
 use super::report::Reached;
 use crate::context::Context;
 
@@ -16,10 +16,10 @@ use crate::context::Context;
 /// # Errors
 ///
 /// When LLVM's tools do not understand what the compilers made.
-pub fn read(ctx: &Context, llvm: &Llvm, counters: &Counters, folder: &Path) -> Result<Reached> {
+pub fn read(ctx: &Context, counters: &Counters, folder: &Path) -> Result<Reached> {
     fs::create_dir_all(folder)?;
     let raw = counters.write(folder)?;
-    llvm.reached(&raw, counters.files(), folder, &|path| {
+    llvm::reached(&raw, counters.files(), folder, &|path| {
         in_checkout(&ctx.top, path)
     })
 }

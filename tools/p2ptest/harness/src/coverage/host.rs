@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::llvm::Llvm;
+use super::llvm;
 use super::report::Reached;
 use crate::cargo;
 use crate::context::Context;
@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// # Errors
 ///
 /// When they cannot be built, or the user stops the run.
-pub fn run(ctx: &Context, llvm: &Llvm, folder: &Path) -> Result<(Reached, bool)> {
+pub fn run(ctx: &Context, folder: &Path) -> Result<(Reached, bool)> {
     fs::create_dir_all(folder)?;
     let executables = cargo::tests_with_counters(ctx)?;
     let mut good = true;
@@ -50,7 +50,7 @@ pub fn run(ctx: &Context, llvm: &Llvm, folder: &Path) -> Result<(Reached, bool)>
         }
     }
     let objects = executables.iter().map(|e| e.path.as_path());
-    let reached = llvm.reached(&raw, objects, folder, &|path| {
+    let reached = llvm::reached(&raw, objects, folder, &|path| {
         path.strip_prefix(&ctx.top).ok().map(Path::to_owned)
     })?;
     Ok((reached, good))

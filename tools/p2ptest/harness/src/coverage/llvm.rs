@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! LLVM's tools, of the version that rustc has: others do not read its counters.
+//! LLVM's tools, which are of the version that rustc has: others do not read its counters.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,70 +7,38 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use super::report::Reached;
-use crate::context::Context;
-use crate::packages;
 
-/// Where they are.
-#[derive(Debug)]
-pub struct Llvm(PathBuf);
-
-impl Llvm {
-    /// Fetches them if they are not there.
-    ///
-    /// # Errors
-    ///
-    /// When they cannot be had.
-    pub fn ensure(ctx: &Context) -> Result<Self> {
-        let about = output(Command::new("rustc").arg("-vV"))?;
-        let major = about
-            .lines()
-            .find_map(|line| line.strip_prefix("LLVM version: ")?.split('.').next())
-            .context("rustc does not name its LLVM")?;
-        let package = format!("llvm-{major}");
-        let root = packages::ensure(ctx, "coverage", &[&package])?;
-        let bin = root.join(format!("usr/lib/{package}/bin"));
-        ensure!(bin.join("llvm-cov").exists(), "{package} has no llvm-cov");
-        Ok(Self(bin))
-    }
-
-    /// What raw profiles say of the files that `ours` takes, and what it calls them.
-    /// `objects` map counters to lines.
-    ///
-    /// # Errors
-    ///
-    /// When a tool does not understand them.
-    pub fn reached<'p>(
-        &self,
-        raw: &[PathBuf],
-        objects: impl Iterator<Item = &'p Path>,
-        folder: &Path,
-        ours: &dyn Fn(&Path) -> Option<PathBuf>,
-    ) -> Result<Reached> {
-        let profile = folder.join("all.profdata");
-        let mut merge = self.tool("llvm-profdata");
-        merge.args(["merge", "-sparse", "-o"]).arg(&profile);
-        output(merge.args(raw))?;
-        let objects: Vec<&Path> = objects.collect();
-        let export = |format: &str| {
-            let mut export = self.tool("llvm-cov");
-            export
-                .args(["export", "--instr-profile"])
-                .arg(&profile)
-                .arg(format!("--format={format}"));
-            for object in &objects {
-                export.arg("--object").arg(object);
-            }
-            output(&mut export)
-        };
-        let mut reached = Reached::of_lines(&export("lcov")?, ours);
-        reached.add_regions(&export("text")?, ours)?;
-        Ok(reached)
-    }
-
-    /// The tools find their library in the toolchain folder: rustc uses the same.
-    fn tool(&self, name: &str) -> Command {
-        Command::new(self.0.join(name))
-    }
+/// What raw profiles say of the files that `ours` takes, and what it calls them.
+/// `objects` map counters to lines.
+///
+/// # Errors
+///
+/// When a tool does not understand them.
+pub fn reached<'p>(
+    raw: &[PathBuf],
+    objects: impl Iterator<Item = &'p Path>,
+    folder: &Path,
+    ours: &dyn Fn(&Path) -> Option<PathBuf>,
+) -> Result<Reached> {
+    let profile = folder.join("all.profdata");
+    let mut merge = Command::new("llvm-profdata");
+    merge.args(["merge", "-sparse", "-o"]).arg(&profile);
+    output(merge.args(raw))?;
+    let objects: Vec<&Path> = objects.collect();
+    let export = |format: &str| {
+        let mut export = Command::new("llvm-cov");
+        export
+            .args(["export", "--instr-profile"])
+            .arg(&profile)
+            .arg(format!("--format={format}"));
+        for object in &objects {
+            export.arg("--object").arg(object);
+        }
+        output(&mut export)
+    };
+    let mut reached = Reached::of_lines(&export("lcov")?, ours);
+    reached.add_regions(&export("text")?, ours)?;
+    Ok(reached)
 }
 
 /// What a command prints.

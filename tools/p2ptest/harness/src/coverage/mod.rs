@@ -20,16 +20,14 @@ use crate::context::Context;
 use crate::select::Filter;
 use crate::suites::host::PREFIX;
 use crate::test;
-use llvm::Llvm;
 
 /// Builds what counts its lines, runs the chosen tests of it, and reports. Says whether
 /// all passed.
 ///
 /// # Errors
 ///
-/// When something cannot be built, the tools cannot be had, or the user stops the run.
+/// When something cannot be built, or the user stops the run.
 pub fn run(ctx: &Context, filter: &Filter) -> Result<bool> {
-    let llvm = Llvm::ensure(ctx)?;
     let folder = ctx.build().join("coverage");
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
@@ -39,12 +37,12 @@ pub fn run(ctx: &Context, filter: &Filter) -> Result<bool> {
     let ran = test::run(ctx, filter)?;
     if let Some(counters) = &ran.counters {
         good &= ran.counts().good();
-        let reached = guest::read(ctx, &llvm, counters, &folder.join("guest"))?;
+        let reached = guest::read(ctx, counters, &folder.join("guest"))?;
         reports.insert("guest", reached.report());
     }
     // All of them or none: they take no longer to run than to build.
     if filter.may_take(PREFIX) {
-        let (reached, passed) = host::run(ctx, &llvm, &folder.join("host"))?;
+        let (reached, passed) = host::run(ctx, &folder.join("host"))?;
         good &= passed;
         reports.insert("host", reached.report());
     }
