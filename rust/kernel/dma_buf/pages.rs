@@ -4,10 +4,7 @@
 
 use crate::{
     alloc::{
-        flags::{
-            __GFP_NORETRY,
-            __GFP_RETRY_MAYFAIL, //
-        },
+        flags::__GFP_RETRY_MAYFAIL,
         Flags, //
     },
     bindings,
@@ -31,7 +28,10 @@ use crate::{
 use core::{
     ffi::c_void,
     marker::PhantomData,
-    ops::Range,
+    ops::{
+        Range,
+        RangeInclusive, //
+    },
     ptr::{
         self,
         NonNull, //
@@ -78,9 +78,9 @@ unsafe impl Send for Pages {}
 // SAFETY: A shared reference gives the addresses of the pages only.
 unsafe impl Sync for Pages {}
 
-/// Log2 of the pages that are allocated at once where there are as many side by side, which costs
-/// less than one after the other, here and for who maps them.
-const ORDER: u32 = 4;
+/// Log2 of the pages that are allocated at once where there are as many side by side: that costs
+/// less than one after the other, here and for who maps or copies them.
+const ORDERS: RangeInclusive<u32> = 4..=9;
 
 impl Pages {
     /// Allocates `count` zeroed pages, not 0.
@@ -105,29 +105,32 @@ impl Pages {
             return Err(ENOMEM);
         }
         let hard = flags | __GFP_RETRY_MAYFAIL;
+        // Only what is free: nothing is moved or reclaimed for it.
+        let easy = (flags & !GFP_KERNEL) | GFP_NOWAIT;
         let mut this = Self(KVVec::with_capacity(count, hard)?);
+        for order in ORDERS.rev() {
+            while count - this.0.len() >= 1 << order && this.push_block(order, easy)? {}
+        }
         while this.0.len() < count {
-            if count - this.0.len() < 1 << ORDER || !this.push_block(flags | __GFP_NORETRY)? {
-                // SAFETY: There are no requirements.
-                let page = unsafe { bindings::alloc_pages(hard.as_raw(), 0) };
-                // INVARIANT: We have just allocated it.
-                this.0.push(NonNull::new(page).ok_or(ENOMEM)?, GFP_KERNEL)?;
-            }
+            // SAFETY: There are no requirements.
+            let page = unsafe { bindings::alloc_pages(hard.as_raw(), 0) };
+            // INVARIANT: We have just allocated it.
+            this.0.push(NonNull::new(page).ok_or(ENOMEM)?, GFP_KERNEL)?;
         }
         Ok(this)
     }
 
-    /// Allocates pages that are side by side; `false` if there are none to be had easily.
-    fn push_block(&mut self, flags: Flags) -> Result<bool> {
-        self.0.reserve(1 << ORDER, GFP_KERNEL)?;
+    /// Allocates pages that are side by side; `false` if there are none to be had so.
+    fn push_block(&mut self, order: u32, flags: Flags) -> Result<bool> {
+        self.0.reserve(1 << order, GFP_KERNEL)?;
         // SAFETY: There are no requirements.
-        let first = NonNull::new(unsafe { bindings::alloc_pages(flags.as_raw(), ORDER) });
+        let first = NonNull::new(unsafe { bindings::alloc_pages(flags.as_raw(), order) });
         let Some(first) = first else {
             return Ok(false);
         };
         // SAFETY: The block was just allocated, in one piece that is not a compound page.
-        unsafe { bindings::split_page(first.as_ptr(), ORDER) };
-        for index in 0..1 << ORDER {
+        unsafe { bindings::split_page(first.as_ptr(), order) };
+        for index in 0..1 << order {
             // SAFETY: It is within the block.
             let page = unsafe { first.add(index) };
             // INVARIANT: It is of order 0 now. There is room.
@@ -170,10 +173,15 @@ impl Pages {
         })
     }
 
+    /// Some of the pages (`EINVAL`: none, or past the end).
+    fn some(&self, range: Range<usize>) -> Result<&[NonNull<bindings::page>]> {
+        let pages = self.0.get(range).filter(|pages| !pages.is_empty());
+        pages.ok_or(EINVAL)
+    }
+
     /// Pointers to some of the pages (`EINVAL`: none, or past the end).
     fn list(&self, range: Range<usize>) -> Result<KVVec<*mut bindings::page>> {
-        let pages = self.0.get(range).filter(|pages| !pages.is_empty());
-        let pages = pages.ok_or(EINVAL)?;
+        let pages = self.some(range)?;
         let mut list = KVVec::with_capacity(pages.len(), GFP_KERNEL)?;
         for page in pages {
             list.push(page.as_ptr(), GFP_KERNEL)?;
@@ -202,8 +210,8 @@ impl Pages {
         range: Range<usize>,
         dir: DataDirection,
     ) -> Result<KBox<PageTable>> {
-        let mut list = self.list(range)?;
-        let bytes = list.len().checked_mul(PAGE_SIZE).ok_or(EOVERFLOW)?;
+        let pages = self.some(range)?;
+        let bytes = pages.len().checked_mul(PAGE_SIZE).ok_or(EOVERFLOW)?;
         // SAFETY: `dev` is a valid device.
         let (max_mapping, max_segment) = unsafe {
             (
@@ -225,12 +233,13 @@ impl Pages {
             },
             GFP_KERNEL,
         )?;
-        // SAFETY: `list` holds valid pages, at least one, of `bytes` bytes in all.
+        // SAFETY: `pages` are valid pages, at least one, of `bytes` bytes in all. The array of
+        // pointers to them is only read.
         to_result(unsafe {
             bindings::sg_alloc_table_from_pages_segment(
                 &mut table.sgt,
-                list.as_mut_ptr(),
-                u32::try_from(list.len())?,
+                pages.as_ptr().cast::<*mut bindings::page>().cast_mut(),
+                u32::try_from(pages.len())?,
                 0,
                 bytes,
                 max_segment,
