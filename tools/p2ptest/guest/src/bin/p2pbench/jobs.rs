@@ -4,6 +4,7 @@
 //! ```text
 //! topic=submission case=in-turn accesses=1.00 ns=81234,80211,...
 //! topic=eviction case=copy bytes=1048576 ns=...
+//! topic=evictions case=copy bytes=1048576 ns=...
 //! topic=move case=remapped bytes=4096 importers=4 ns=...
 //! ```
 
@@ -21,10 +22,17 @@ use std::time::{Duration, Instant};
 
 /// Rounds of each kind.
 const ROUNDS: usize = 15;
+/// Of evictions there are more: what takes turns with the host's other work takes much longer now
+/// and then.
+const EVICTIONS: usize = 41;
 /// Submissions in a round.
 const JOBS: u64 = 12;
-/// Sizes of what is evicted, bytes.
-const EVICTED: [u64; 4] = [64 << 10, 1 << 20, 4 << 20, 16 << 20];
+/// Sizes of objects that are evicted, bytes.
+const EVICTED: [u64; 4] = [64 << 10, 1 << 20, 4 << 20, ALL_EVICTED];
+/// What many are evicted for at once, bytes.
+const ALL_EVICTED: u64 = 16 << 20;
+/// Memory that is touched at once, bytes.
+const TOUCHED: u64 = 16 << 20;
 /// Sizes of what is moved, pages, and numbers of importers that map it again.
 const MOVED: [u64; 5] = [1, 16, 64, 256, 1024];
 const IMPORTERS: [usize; 4] = [1, 2, 4, 8];
@@ -41,8 +49,11 @@ fn tell(what: &str, times: &[u64]) {
 /// Measures all, on one GPU; `nic` is who maps its objects.
 pub fn run(gpu: &Gpu, nic: PciAddress) -> Result<()> {
     submissions(gpu)?;
+    touch_memory(gpu)?;
     for bytes in EVICTED {
-        evictions(gpu, bytes)?;
+        evictions(gpu, "eviction", bytes, 1, gpu.page)?;
+        let count = ALL_EVICTED / bytes;
+        evictions(gpu, "evictions", bytes, count, ALL_EVICTED)?;
     }
     for pages in MOVED {
         for importers in IMPORTERS {
@@ -141,50 +152,74 @@ fn round(gpu: &Gpu, case: Case, contexts: &[Context<'_>], bos: &[Bo<'_>]) -> Res
     Ok(ns(start))
 }
 
-/// An object is evicted by one of a page, which waits for that, as it is cleared behind it. Beside
-/// it, an object of a page is made where there is room, and as many bytes are copied from VRAM to
-/// system memory.
-fn evictions(gpu: &Gpu, bytes: u64) -> Result<()> {
-    let cold = gpu.__create_evictable(bytes)?;
-    let (from, to) = (
-        gpu.__create(bytes, Placement::Vram)?,
-        gpu.__create(bytes, Placement::System)?,
-    );
+/// Has the GPU write all system memory that is free. Guest and device are given it page by page
+/// at their first touch, which takes about as long as copying to it and depends on what of it was
+/// used before.
+fn touch_memory(gpu: &Gpu) -> Result<()> {
+    let from = gpu.__create(TOUCHED, Placement::Vram)?;
+    let mut touched = Vec::new();
+    while let Ok(to) = gpu.__create(TOUCHED, Placement::System) {
+        from.__copy_to(&to, TOUCHED)?;
+        touched.push(to);
+    }
+    ensure!(!touched.is_empty(), "no system memory");
+    Ok(())
+}
+
+/// Objects are evicted by one of `room` bytes, which waits for that, as it is cleared behind them.
+/// Beside it, such an object is made where there is room: what evictions take *alone* is the
+/// difference. The same bytes are copied to system memory, and moved there, each time when they
+/// have just come back to VRAM.
+fn evictions(gpu: &Gpu, topic: &str, bytes: u64, count: u64, room: u64) -> Result<()> {
+    let (mut cold, mut to) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        cold.push(gpu.__create_evictable(bytes)?);
+        to.push(gpu.__create(bytes, Placement::System)?);
+    }
     let free = gpu.__param(P2PGPU_PARAM_VRAM_FREE)?;
     let _ballast = gpu.__create(free, Placement::Vram)?;
-    let mut times: [(&str, Vec<u64>); 4] =
-        ["eviction", "create", "copy", "move"].map(|case| (case, Vec::new()));
-    for round in 0..=ROUNDS {
+    let mut times: [(&str, Vec<u64>); 5] =
+        ["eviction", "create", "alone", "copy", "move"].map(|case| (case, Vec::new()));
+    for round in 0..=EVICTIONS {
         let start = Instant::now();
-        let new = gpu.__create(gpu.page, Placement::Vram)?;
+        let new = gpu.__create(room, Placement::Vram)?;
         let evicted = ns(start);
-        ensure!(
-            cold.__info()?.placement == P2PGPU_PLACEMENT_SYSTEM,
-            "nothing was evicted"
-        );
+        for bo in &cold {
+            let placement = bo.__info()?.placement;
+            ensure!(placement == P2PGPU_PLACEMENT_SYSTEM, "one was not evicted");
+        }
         new.close();
         let start = Instant::now();
-        let new = gpu.__create(gpu.page, Placement::Vram)?;
+        let new = gpu.__create(room, Placement::Vram)?;
         let created = ns(start);
         new.close();
+        for bo in &cold {
+            // It comes back.
+            bo.__checksum(0, gpu.page)?;
+        }
         let start = Instant::now();
-        from.__copy_to(&to, bytes)?;
+        for (bo, to) in cold.iter().zip(&to) {
+            bo.__copy_to(to, bytes)?;
+        }
         let copied = ns(start);
-        // It comes back.
-        cold.__checksum(0, gpu.page)?;
         let start = Instant::now();
-        cold.__move_to(Placement::System)?;
+        for bo in &cold {
+            bo.__move_to(Placement::System)?;
+        }
         let moved = ns(start);
-        cold.__move_to(Placement::Vram)?;
+        for bo in &cold {
+            bo.__move_to(Placement::Vram)?;
+        }
         if round > 0 {
-            let round = [evicted, created, copied, moved];
+            let alone = evicted.saturating_sub(created);
+            let round = [evicted, created, alone, copied, moved];
             for ((_, all), one) in times.iter_mut().zip(round) {
                 all.push(one);
             }
         }
     }
     for (case, times) in &times {
-        tell(&format!("topic=eviction case={case} bytes={bytes}"), times);
+        tell(&format!("topic={topic} case={case} bytes={bytes}"), times);
     }
     Ok(())
 }
