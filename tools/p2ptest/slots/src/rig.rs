@@ -20,6 +20,7 @@ use crate::slots::lease::{GONE, KNOWN, Lease, Leased, Quiet};
 use crate::slots::state::State;
 use crate::slots::{Class, PageName, SlotId};
 use key::Order;
+pub use key::Scratch;
 
 /// No slot known.
 const NOWHERE: SlotId = SlotId::MAX;

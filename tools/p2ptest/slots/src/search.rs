@@ -8,7 +8,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::rig::{Event, Limits, Rig};
+use crate::rig::{Event, Limits, Rig, Scratch};
 
 /// The search: how large, and what was found.
 struct Search {
@@ -28,7 +28,9 @@ impl Search {
     /// When an event, or a situation, breaks a rule; with the events that lead there.
     fn run<const KNOWN_MAX: usize>(&self) -> usize {
         let start = Rig::<KNOWN_MAX>::new(self.slots, self.sizes, self.limits);
-        let mut keys = HashSet::from([start.key(self.stale)]);
+        let mut scratch = Scratch::default();
+        let first: Box<[u8]> = start.key(self.stale, &mut scratch).into();
+        let mut keys = HashSet::from([first]);
         // The situation before, and the event between, of each one by its number.
         let mut origins = vec![None];
         let mut todo = VecDeque::from([start]);
@@ -42,7 +44,10 @@ impl Search {
                     next
                 }));
                 let next = result.unwrap_or_else(|_| self.fail(&origins, number, Some(event)));
-                if keys.insert(next.key(self.stale)) {
+                let key = next.key(self.stale, &mut scratch);
+                // Most events lead to where others have led.
+                if !keys.contains(key) {
+                    keys.insert(key.into());
                     origins.push(Some((number, event)));
                     todo.push_back(next);
                 }

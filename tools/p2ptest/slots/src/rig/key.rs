@@ -9,6 +9,8 @@ use crate::slots::{Class, PageName, Slot, SlotId};
 
 /// More pages than any search has.
 const MAX_PAGES: usize = 8;
+/// More peers than any search has.
+const MAX_PEERS: usize = 4;
 
 /// An order of the objects in which sizes are as before: new places of objects and of pages.
 pub(super) struct Order {
@@ -38,6 +40,13 @@ pub(super) fn orders(sizes: &[usize]) -> Vec<Order> {
     places.into_iter().map(order).collect()
 }
 
+/// Memory that is used again from key to key.
+#[derive(Default)]
+pub struct Scratch {
+    least: Vec<u8>,
+    other: Vec<u8>,
+}
+
 /// A byte for a number that is small, or stands for "none".
 fn byte(number: u32) -> u8 {
     number.min(u8::MAX.into()) as u8
@@ -48,16 +57,22 @@ impl<const KNOWN_MAX: usize> Rig<KNOWN_MAX> {
     /// books. What a free or draining slot shows does not matter, nor where a page was seen that is
     /// no longer there, if `stale` is not asked for. Objects of the same size can change places: the
     /// least key of all orders stands for them all.
-    pub fn key(&self, stale: bool) -> Box<[u8]> {
-        let keys = self.orders.iter().map(|order| self.key_of(order, stale));
-        keys.min().unwrap().into()
+    pub fn key<'s>(&self, stale: bool, scratch: &'s mut Scratch) -> &'s [u8] {
+        let Scratch { least, other } = scratch;
+        for (index, order) in self.orders.iter().enumerate() {
+            other.clear();
+            self.key_of(order, stale, other);
+            if index == 0 || other < least {
+                std::mem::swap(least, other);
+            }
+        }
+        least
     }
 
     /// The key with the objects in another order.
-    fn key_of(&self, order: &Order, stale: bool) -> Vec<u8> {
+    fn key_of(&self, order: &Order, stale: bool, key: &mut Vec<u8>) {
         let books = &self.books;
-        let mut key = Vec::with_capacity(96);
-        let there = self.key_of_slots(order, &mut key);
+        let there = self.key_of_slots(order, key);
         let mut pages = [[0; 2]; MAX_PAGES];
         for (page, &hint) in books.hints.iter().enumerate() {
             let hint = match there[page] || stale {
@@ -87,8 +102,7 @@ impl<const KNOWN_MAX: usize> Rig<KNOWN_MAX> {
             Some(Section::Done) => 3,
         });
         key.push(self.marks[0] as u8);
-        self.key_of_leases(order, &mut key);
-        key
+        self.key_of_leases(order, key);
     }
 
     /// The states of the slots, and which pages are in them.
@@ -122,8 +136,7 @@ impl<const KNOWN_MAX: usize> Rig<KNOWN_MAX> {
             key.extend([8, mark, first as u8, class]);
             key.extend(held.lease.slots().iter().map(|&slot| byte(slot)));
         };
-        let known: Vec<_> = self.state.known.iter().collect();
-        for held in &known {
+        for held in self.state.known.iter() {
             match self.marks[held.mark] {
                 // It is forgotten at the next look.
                 GONE => key.push(9),
@@ -131,30 +144,33 @@ impl<const KNOWN_MAX: usize> Rig<KNOWN_MAX> {
             }
         }
         key.push(10);
-        let mut peers: Vec<Vec<u8>> = self
-            .books
-            .peers
-            .iter()
-            .map(|peer| {
-                let Peer {
-                    object,
-                    pages,
-                    told,
-                    at,
-                    held,
-                } = peer;
-                let first = order.pages[pages.start] as u8;
-                let mut key = vec![order.objects[*object] as u8, first, pages.len() as u8];
-                key.extend([u8::from(*told), *at as u8]);
-                let place = known.iter().position(|known| known.mark == held.mark);
-                match place {
-                    Some(place) => key.push(12 + place as u8),
-                    None => add(held, first.into(), &mut key),
+        // Sorted, by insertion: where each of them starts, and the last one ends.
+        let mut bounds = [key.len(); MAX_PEERS + 1];
+        for (index, peer) in self.books.peers.iter().enumerate() {
+            let Peer {
+                object,
+                pages,
+                told,
+                at,
+                held,
+            } = peer;
+            let first = order.pages[pages.start] as u8;
+            key.extend([order.objects[*object] as u8, first, pages.len() as u8]);
+            key.extend([u8::from(*told), *at as u8]);
+            let mut known = self.state.known.iter();
+            match known.position(|known| known.mark == held.mark) {
+                Some(place) => key.push(12 + place as u8),
+                None => add(held, first.into(), key),
+            }
+            bounds[index + 1] = key.len();
+            for at in (1..=index).rev() {
+                let [start, middle, end] = [bounds[at - 1], bounds[at], bounds[at + 1]];
+                if key[start..middle] <= key[middle..end] {
+                    break;
                 }
-                key
-            })
-            .collect();
-        peers.sort();
-        key.extend(peers.into_iter().flatten());
+                key[start..end].rotate_left(middle - start);
+                bounds[at] = start + (end - middle);
+            }
+        }
     }
 }
