@@ -228,7 +228,7 @@ fn find_slots(obj: &Object) -> Result {
     let mut last_rounds = 0;
     for _ in 0..ROUNDS {
         let mut victims = Victims::new(obj, None, Patience::None);
-        loop {
+        let pause = loop {
             match aperture.promise(shown, &claim) {
                 Ok(()) => return Ok(()),
                 Err(NoPromise::TooMuch) => return Err(ENOSPC),
@@ -236,22 +236,16 @@ fn find_slots(obj: &Object) -> Result {
             }
             match victims.tell_next() {
                 Told::One => {}
-                Told::Nobody if last_rounds < LAST_ROUNDS => {
+                Told::Nobody if last_rounds == LAST_ROUNDS => return Err(EBUSY),
+                Told::Nobody => {
                     last_rounds += 1;
-                    fsleep(CONTENTION);
-                    break;
+                    break CONTENTION;
                 }
-                Told::Nobody => return Err(EBUSY),
-                Told::Contended => {
-                    fsleep(CONTENTION);
-                    break;
-                }
-                Told::Wait(time) => {
-                    fsleep(time);
-                    break;
-                }
+                Told::Contended => break CONTENTION,
+                Told::Wait(time) => break time,
             }
-        }
+        };
+        fsleep(pause);
     }
     Err(EBUSY)
 }
