@@ -15,6 +15,7 @@
 #include <linux/io.h>
 #include <linux/jiffies.h>
 #include <linux/mm.h>
+#include <linux/moduleparam.h>
 #include <linux/overflow.h>
 #include <linux/p2p_bar.h>
 #include <linux/pci-p2pdma.h>
@@ -22,8 +23,11 @@
 
 #include "p2p_bar_priv.h"
 
-/* How long revocation waits for importers, in all. */
-#define P2P_BAR_PATIENCE	msecs_to_jiffies(10000)
+/* How long revocation waits for importers, in all; at least a jiffy. */
+static unsigned int p2p_bar_importer_timeout = 10000;
+module_param_named(importer_timeout_ms, p2p_bar_importer_timeout, uint, 0644);
+MODULE_PARM_DESC(importer_timeout_ms,
+		 "Milliseconds that a device which leaves waits for importers");
 
 /* It has one since a moment ago, that shows what others have left there. */
 #define P2P_BAR_DIRTY		BIT(BITS_PER_LONG - 1)
@@ -263,8 +267,9 @@ static void p2p_bar_revoke_buf(struct dma_buf *dmabuf, unsigned long deadline)
  * @bar: the BAR
  *
  * Tells importers to let go, removes what CPUs have mapped, and waits until the
- * importers have let go, for at most 10 seconds in all: then there is a message,
- * and the memory that describes the mappings stays for as long as they do.
+ * importers have let go, for at most 10 seconds in all, or what the parameter
+ * importer_timeout_ms says: then there is a message, and the memory that
+ * describes the mappings stays for as long as they do.
  *
  * A driver calls this only if it has to be done before its remove() returns:
  * afterwards it is done in any case. The second time there is nothing to do,
@@ -274,7 +279,8 @@ static void p2p_bar_revoke_buf(struct dma_buf *dmabuf, unsigned long deadline)
  */
 void p2p_bar_revoke(struct p2p_bar *bar)
 {
-	unsigned long deadline = jiffies + P2P_BAR_PATIENCE;
+	unsigned int patience = READ_ONCE(p2p_bar_importer_timeout);
+	unsigned long deadline = jiffies + msecs_to_jiffies(patience);
 	struct p2p_bar_buf *buf;
 	struct dma_buf *dmabuf;
 

@@ -195,6 +195,8 @@ pub(crate) struct Mailbox {
     failed: AtomicFlag,
     /// How long the device may take for an answer.
     pub(crate) answer_timeout: Time,
+    /// How long the device may take for a reset: longer than a DMA that is in flight.
+    pub(crate) reset_timeout: Time,
     #[pin]
     answered: Signal,
     #[pin]
@@ -206,8 +208,6 @@ impl Mailbox {
     const LOOK_MS: Msecs = 20;
     /// How often it is looked for while a signal is pending.
     const POLL_US: Delta = Delta::from_micros(50);
-    /// How long the device may take for a reset: longer than a DMA that is in flight.
-    const RESET_TIMEOUT: Delta = Delta::from_secs(10);
     const RESET_POLL_US: Delta = Delta::from_micros(100);
 
     /// A mailbox that works once [`Self::start`] has run.
@@ -220,6 +220,7 @@ impl Mailbox {
             bar,
             failed: AtomicFlag::new(false),
             answer_timeout: Time::from_millis(10_000),
+            reset_timeout: Time::from_millis(10_000),
             answered <- Signal::new(),
             inner <- new_mutex!(
                 Inner {
@@ -388,7 +389,7 @@ impl Mailbox {
             if status.ready() && !status.resetting() {
                 return Ok(());
             }
-            if start.elapsed() > Self::RESET_TIMEOUT {
+            if start.elapsed() > self.reset_timeout.get() {
                 return Err(ETIMEDOUT);
             }
             fsleep(Self::RESET_POLL_US);

@@ -81,6 +81,18 @@ impl Setting for AnswerTimeout {
     }
 }
 
+/// How long the device may take for a reset. The device that is bound anew has the default.
+struct ResetTimeout;
+
+impl Setting for ResetTimeout {
+    const NAME: &'static CStr = c"reset_timeout_ms";
+    const RANGE: RangeInclusive<u32> = 1..=Time::MOST;
+
+    fn time(nic: &Nic) -> &Time {
+        &nic.mailbox.reset_timeout
+    }
+}
+
 /// A time as a file, in milliseconds.
 struct TimeFile<S>(Arc<Nic>, PhantomData<S>);
 
@@ -107,6 +119,7 @@ type Made<'bound, S> = Pin<KBox<File<'bound, TimeFile<S>>>>;
 pub(crate) struct Settings<'bound> {
     _map_timeout: Made<'bound, MapTimeout>,
     _answer_timeout: Made<'bound, AnswerTimeout>,
+    _reset_timeout: Made<'bound, ResetTimeout>,
 }
 
 impl<'bound> Settings<'bound> {
@@ -114,6 +127,7 @@ impl<'bound> Settings<'bound> {
         Ok(Self {
             _map_timeout: File::new(dev, TimeFile(nic.clone(), PhantomData))?,
             _answer_timeout: File::new(dev, TimeFile(nic.clone(), PhantomData))?,
+            _reset_timeout: File::new(dev, TimeFile(nic.clone(), PhantomData))?,
         })
     }
 }

@@ -79,9 +79,6 @@ use kernel::{
     time::Delta, //
 };
 
-/// Longest wait for a reset.
-const RESET_TIMEOUT: Delta = Delta::from_millis(10_000);
-
 /// The DRM driver.
 pub(crate) struct DrmDriver;
 
@@ -314,14 +311,14 @@ impl<'drm> Gpu<'drm> {
     }
 
     /// Brings the device, which has been reset by others, to where [`Gpu::new`] had it.
-    pub(crate) fn start_again(&self, aperture: &Aperture) -> Result {
-        reset(self.pdev, &self.bar)?;
+    pub(crate) fn start_again(&self, dev: &DrmDevice) -> Result {
+        reset(self.pdev, &self.bar, dev.patience.reset())?;
         self.bar
             .try_write_reg(regs::PT_ROOT::zeroed().with_address(self.table.root()))?;
         self.engine_ring.resume()?;
         self.aperture_ring.resume()?;
         // Last: whoever waits for it flushes.
-        aperture.resume(self)
+        dev.aperture.resume(self)
     }
 
     /// After a reset that has failed: the device is kept off the bus, and `EIO` for whoever asks,
@@ -425,7 +422,7 @@ pub(crate) fn cut_off(pdev: &pci::Device<device::Bound>) {
 }
 
 /// Checks that this is our device, and brings it into a known state.
-fn reset(pdev: &pci::Device<device::Bound>, bar: &Bar<'_>) -> Result {
+fn reset(pdev: &pci::Device<device::Bound>, bar: &Bar<'_>, most: Delta) -> Result {
     let id = u32::from(bar.read(regs::ID).magic());
     let version = bar.read(regs::VERSION);
     if id != regs::ID_MAGIC || u32::from(version.major()) != regs::VERSION_MAJOR {
@@ -441,7 +438,7 @@ fn reset(pdev: &pci::Device<device::Bound>, bar: &Bar<'_>) -> Result {
         || Ok(bar.read(regs::STATUS)),
         |status| status.ready() && !status.resetting(),
         Delta::from_micros(500),
-        RESET_TIMEOUT,
+        most,
     )
     .inspect_err(|_| dev_err!(pdev, "reset does not end\n"))?;
     Ok(())
@@ -487,12 +484,12 @@ impl pci::Driver for P2pGpu {
         let bound: &'bound pci::Device<device::Bound> = pdev;
         let bar = bound.iomap_region_sized(regs::BAR_REGS, c"p2pgpu")?;
         let bar = Arc::new(bar, GFP_KERNEL)?;
-        reset(bound, &bar)?;
+        let patience = Patience::new()?;
+        reset(bound, &bar, patience.reset())?;
         // Not before: what the device was at has ended.
         pdev.set_master();
         let (vram_size, slots) = sizes(bound, &bar)?;
 
-        let patience = Patience::new()?;
         let shared_patience = patience.clone();
         let data = try_pin_init!(DrmData {
             aperture <- Aperture::new(slots),

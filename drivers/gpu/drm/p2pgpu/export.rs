@@ -305,7 +305,7 @@ impl<'a> View<'a> {
             return give_back(obj, state, mapping);
         }
         drop(state);
-        end(obj, migrate::wait_for_accesses(held.resv()), mapping);
+        end(obj, migrate::wait_for_accesses(obj), mapping);
         None
     }
 
@@ -508,6 +508,6 @@ fn detach(obj: &Object, data: &Attachment) {
     drop(last);
     // Who told them may not find the object any more.
     if nobody && obj.state.lock().given_back.is_some() {
-        end_given_back(obj, migrate::wait_for_accesses(obj.resv()));
+        end_given_back(obj, migrate::wait_for_accesses(obj));
     }
 }

@@ -37,7 +37,6 @@ use kernel::{
         pages::SharedMapping,
         resv::{
             Held,
-            Resv,
             Usage, //
         }, //
     },
@@ -53,9 +52,6 @@ use kernel::{
 
 /// Times that a copy is tried again for which nobody waits.
 const RETRIES: u32 = 2;
-/// Longest wait for accesses of importers that were told to let go.
-const IMPORTERS_TIMEOUT_MS: u32 = 10_000;
-
 /// Longest wait for importers that have user addresses.
 const UNMAPS_TIMEOUT_MS: i64 = 100;
 
@@ -98,7 +94,7 @@ pub(crate) fn tell_importers(obj: &Object, held: Held<'_>) -> Result {
 /// On return no access of an importer that was told is in flight. `EBUSY`: one does not let go.
 pub(crate) fn invalidate(obj: &Object, held: Held<'_>) -> Result {
     let told = tell_importers(obj, held);
-    let waited = wait_for_accesses(held.resv());
+    let waited = wait_for_accesses(obj);
     mapping::end_given_back(obj, waited);
     wait_for_unmaps(obj);
     told.and(waited)
@@ -118,8 +114,10 @@ fn wait_for_unmaps(obj: &Object) {
 
 /// Waits until the accesses that importers have announced by fences are over. `EBUSY`: they do not
 /// end.
-pub(crate) fn wait_for_accesses(resv: &Resv) -> Result {
-    resv.wait(Usage::Bookkeep, msecs_to_jiffies(IMPORTERS_TIMEOUT_MS))
+pub(crate) fn wait_for_accesses(obj: &Object) -> Result {
+    let most = obj.dev().patience.importers_ms();
+    obj.resv()
+        .wait(Usage::Bookkeep, msecs_to_jiffies(most))
         .map_err(|_| EBUSY)
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How long the device may take for its answers.
+//! How long the device may take for its answers, and importers to let go.
 
 use crate::{
     activity::Counter,
@@ -17,14 +17,17 @@ use kernel::{
             Relaxed, //
         },
         Arc, //
-    }, //
+    },
+    time::Delta, //
 };
 
-/// Times after which commands are taken for lost, in milliseconds.
+/// Times after which something is taken for lost, in milliseconds.
 pub(crate) struct Patience {
     copy: Atomic<u32>,
     flush: Atomic<u32>,
     job: Atomic<u32>,
+    reset: Atomic<u32>,
+    importers: Atomic<u32>,
     /// Times that an answer was late, and the device was asked whether it is there.
     pub(crate) late: Counter,
 }
@@ -39,6 +42,8 @@ impl Patience {
             copy: Atomic::new(Self::DEFAULT),
             flush: Atomic::new(Self::DEFAULT),
             job: Atomic::new(Self::DEFAULT_JOB),
+            reset: Atomic::new(Self::DEFAULT),
+            importers: Atomic::new(Self::DEFAULT),
             late: Counter::new(),
         };
         Ok(Arc::new(patience, GFP_KERNEL)?)
@@ -57,6 +62,16 @@ impl Patience {
     /// For a job, from when it is in the ring.
     pub(crate) fn job_ms(&self) -> u32 {
         self.job.load(Relaxed)
+    }
+
+    /// For a reset of the device.
+    pub(crate) fn reset(&self) -> Delta {
+        Delta::from_millis(self.reset.load(Relaxed).into())
+    }
+
+    /// For importers that were told to let go.
+    pub(crate) fn importers_ms(&self) -> u32 {
+        self.importers.load(Relaxed)
     }
 }
 
@@ -108,5 +123,38 @@ impl Number for OfFlushes {
 
     fn set(dev: &DrmDevice, number: u32) {
         dev.patience.flush.store(number, Relaxed);
+    }
+}
+
+/// The time for resets. The device that is bound anew has the default.
+pub(crate) struct OfResets;
+
+impl Number for OfResets {
+    const NAME: &'static CStr = c"reset_timeout_ms";
+    const RANGE: RangeInclusive<u32> = TIMES;
+
+    fn get(dev: &DrmDevice) -> u32 {
+        dev.patience.reset.load(Relaxed)
+    }
+
+    fn set(dev: &DrmDevice, number: u32) {
+        dev.patience.reset.store(number, Relaxed);
+    }
+}
+
+/// The time for importers: for the accesses of one that was told, and for all together to let go of
+/// a device that leaves or is reset.
+pub(crate) struct OfImporters;
+
+impl Number for OfImporters {
+    const NAME: &'static CStr = c"importer_timeout_ms";
+    const RANGE: RangeInclusive<u32> = TIMES;
+
+    fn get(dev: &DrmDevice) -> u32 {
+        dev.patience.importers_ms()
+    }
+
+    fn set(dev: &DrmDevice, number: u32) {
+        dev.patience.importers.store(number, Relaxed);
     }
 }

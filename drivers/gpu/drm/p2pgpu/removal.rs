@@ -37,9 +37,6 @@ use kernel::{
     }, //
 };
 
-/// Longest wait, in all, for importers that do not let go at once.
-const TIMEOUT_MS: u32 = 10_000;
-
 kernel::sync::global_lock! {
     // SAFETY: `Root::new` initializes it before a device can be probed.
     unsafe(uninit) static DEVICES: Mutex<KVec<ARef<DrmDevice>>> = KVec::new();
@@ -154,7 +151,7 @@ pub(crate) fn after_reset(pdev: &pci::Device<Core<'_>>, drm: &RegisteredRef<DrmD
         return;
     };
     pdev.set_master();
-    let started = dev.registration_data_with(|gpu| gpu.start_again(&dev.aperture));
+    let started = dev.registration_data_with(|gpu| gpu.start_again(&dev));
     if let Err(error) = started {
         dev.registration_data_with(|gpu| gpu.give_up(&dev.aperture));
         dev_err!(pdev, "does not come back from a reset: {:?}\n", error);
@@ -172,9 +169,10 @@ fn take_back(pdev: &pci::Device<Bound>, dev: &DrmDevice) {
             dev_err!(pdev, "importers cannot be told: {:?}\n", error);
         }
     });
+    let most = dev.patience.importers_ms();
     let left = || {
-        let waited = u32::try_from(start.elapsed().as_millis()).unwrap_or(TIMEOUT_MS);
-        TIMEOUT_MS.saturating_sub(waited)
+        let waited = u32::try_from(start.elapsed().as_millis()).unwrap_or(most);
+        most.saturating_sub(waited)
     };
     dev.for_each_attached_unlocked(|obj| {
         // Who does not signal in time is counted below, as long as it does not unmap.

@@ -77,6 +77,8 @@ pub(crate) struct Settings<'bound> {
     _copy_timeout: Made<'bound, NumberFile<patience::OfCopies>>,
     _flush_timeout: Made<'bound, NumberFile<patience::OfFlushes>>,
     _job_timeout: Made<'bound, NumberFile<patience::OfJobs>>,
+    _reset_timeout: Made<'bound, NumberFile<patience::OfResets>>,
+    _importer_timeout: Made<'bound, NumberFile<patience::OfImporters>>,
     _peer_policy: Made<'bound, PolicyFile>,
 }
 
@@ -94,6 +96,8 @@ impl<'bound> Settings<'bound> {
             _copy_timeout: number(dev, drm())?,
             _flush_timeout: number(dev, drm())?,
             _job_timeout: number(dev, drm())?,
+            _reset_timeout: number(dev, drm())?,
+            _importer_timeout: number(dev, drm())?,
             _peer_policy: File::new(dev, PolicyFile::new(drm()))?,
         })
     }

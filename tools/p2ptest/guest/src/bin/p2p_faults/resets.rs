@@ -15,6 +15,7 @@ use p2pguest::nic::{ACCESS_ALL, TIMEOUT};
 use p2pguest::pattern::Pattern;
 use p2pguest::refused;
 use p2pguest::rig::{Registered, Rig, Wire};
+use p2pguest::setting::Setting;
 use p2pguest::stray::Log;
 use p2pguest::submit::{Context, binary, fill};
 use p2pguest::swsync::Timeline;
@@ -59,6 +60,11 @@ impl Drop for Rescue {
     }
 }
 
+/// What the driver grants a device for a reset, in milliseconds.
+const RESET_TIMEOUT: &str = "reset_timeout_ms";
+/// Soon over, where a reset does not end.
+const SHORT: &str = "500";
+
 /// Has the kernel reset a device.
 #[track_caller]
 fn reset(pci: PciAddress) {
@@ -78,6 +84,8 @@ fn is_bus_master(pci: PciAddress) -> bool {
 /// Resets a device, whose driver says that it does not come back and keeps it off the bus.
 #[track_caller]
 fn lose(pci: PciAddress) {
+    let short = Setting::new(pci, RESET_TIMEOUT);
+    short.write(SHORT);
     let mut log = Log::from_now();
     reset(pci);
     assert!(log.has("does not come back from a reset"), "silence");
@@ -87,6 +95,8 @@ fn lose(pci: PciAddress) {
 /// Unbinds a device; it is not bound again while its reset hangs.
 #[track_caller]
 fn rebind(driver: &'static str, pci: PciAddress, hang: Hang) {
+    // What is bound again has the time that it had at first.
+    fs::write(pci.sysfs().join(RESET_TIMEOUT), SHORT).expect("a file in sysfs");
     let unbound = Unbound::new(driver, pci);
     let refusal = unbound.__bind().map_err(|error| error.raw_os_error());
     assert_eq!(refusal, Err(Some(Errno::ETIMEDOUT as i32)));

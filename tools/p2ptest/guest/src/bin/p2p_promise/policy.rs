@@ -139,6 +139,8 @@ pub fn limits_are_numbers() {
         ("copy_timeout_ms", 10_000, 1, 600_000),
         ("job_timeout_ms", 5_000, 1, 600_000),
         ("flush_timeout_ms", 10_000, 1, 600_000),
+        ("reset_timeout_ms", 10_000, 1, 600_000),
+        ("importer_timeout_ms", 10_000, 1, 600_000),
     ] {
         let limit = Setting::new(gpu.pci(), name);
         assert_eq!(limit.read(), format!("{expected}\n"));

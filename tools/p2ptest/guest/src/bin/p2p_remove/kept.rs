@@ -4,6 +4,7 @@
 use crate::assert_works;
 use nix::errno::Errno;
 use p2pguest::binding::Unbound;
+use p2pguest::drm::PciAddress;
 use p2pguest::gpu::Placement;
 use p2pguest::host;
 use p2pguest::igt;
@@ -12,6 +13,14 @@ use p2pguest::pattern::Pattern;
 use p2pguest::rig::Rig;
 use p2pguest::stray::{self, Log, Stray};
 use p2pguest::sys::uapi::*;
+use std::fs;
+
+/// Has GPU 0 wait only so long for importers, until it is bound again.
+#[track_caller]
+fn be_impatient(pci: PciAddress) {
+    let path = pci.sysfs().join("importer_timeout_ms");
+    fs::write(path, "1000").expect("a file in sysfs");
+}
 
 pub fn importer_never_unmaps() {
     let rig = Rig::open();
@@ -35,6 +44,7 @@ pub fn importer_never_unmaps() {
     };
     assert_kept();
 
+    be_impatient(pci);
     let mut log = Log::from_now();
     let unbound = Unbound::new("p2pgpu", pci);
     assert!(log.has("importers do not let go of 1 mappings"), "silence");
@@ -66,6 +76,7 @@ pub fn access_never_ends() {
     let busy = Importer::attach(&exported.fd, keeps);
     importer.map(Direction::Both);
     busy.start_access();
+    be_impatient(gpu.pci());
 
     // The kernel's log tells of lost slots once, perhaps long ago.
     importer.unmap(0);

@@ -11,6 +11,7 @@ use p2pguest::igt::Child;
 use p2pguest::importer::{Answer, Direction};
 use p2pguest::refused;
 use p2pguest::stray::{self, Stray};
+use std::fs;
 use std::os::fd::AsRawFd;
 
 pub fn unbind_revokes() {
@@ -120,6 +121,26 @@ pub fn unbind_waits() {
     drop(unbound);
 }
 
+/// How long revocation waits for importers, in milliseconds, as it was when this is dropped.
+struct Patience(String);
+
+impl Patience {
+    const FILE: &str = "/sys/module/p2p_bar/parameters/importer_timeout_ms";
+
+    #[track_caller]
+    fn set(millis: u32) -> Self {
+        let before = fs::read_to_string(Self::FILE).expect("a module's parameter");
+        fs::write(Self::FILE, millis.to_string()).expect("a number");
+        Self(before)
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        fs::write(Self::FILE, &self.0).expect("what was there before");
+    }
+}
+
 /// Leaves the process as one that has passed.
 extern "C" fn pass(_signal: i32) {
     // SAFETY: ends the process; handlers of signals may.
@@ -180,7 +201,9 @@ pub fn unbind_does_not_hang() {
     let how = peer(&rig).answer(Answer::Keep, 0);
     let importer = Importer::attach(&simple.export_lazy(4), how);
     let index = importer.map(Direction::Both);
+    let patience = Patience::set(1000);
     let unbound = simple.unbind();
+    drop(patience);
     assert_eq!(importer.info().mappings, 1);
     // Others would be given pages that it still has.
     let bound = unbound.__bind().map_err(|error| error.raw_os_error());
