@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `make test` and `make list`: the chosen tests of all groups, in order of cost.
+//! `make test` and `make list`: the chosen tests of all groups.
 
 use std::fs;
 use std::io;
 use std::sync::Arc;
+use std::thread;
 
 use anyhow::Result;
 
@@ -160,48 +161,81 @@ fn run_plan(
     results: &Results<io::Stdout>,
     counters: &mut Option<Arc<Counters>>,
 ) -> Result<()> {
-    for suite in &plan.host {
-        stop::check()?;
-        host::run(ctx, suite, results)?;
-    }
     let needs_tree = plan.checks.iter().any(checks::Check::needs_tree);
     let kernel = if plan.boots(Flavour::Release) || needs_tree {
         Some(kernel::ensure(ctx, Flavour::Release))
     } else {
         None
     };
-    // Without a kernel the checks that do not need one still tell something.
-    match &kernel {
-        Some(Ok(kernel)) => {
+    // What needs no kernel tells something without one too.
+    let (kernel, built) = match kernel.transpose() {
+        Ok(kernel) => (kernel, Ok(())),
+        Err(e) => (None, Err(e)),
+    };
+    // A guest waits for a good part of its time.
+    thread::scope(|scope| {
+        let beside = scope.spawn(|| run_without_guests(ctx, plan, kernel.as_ref(), results));
+        let guests =
+            built.and_then(|()| run_on_kernels(ctx, plan, kernel.as_ref(), results, counters));
+        match beside.join() {
+            Ok(beside) => guests.and(beside),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Runs all that boots nothing.
+fn run_without_guests(
+    ctx: &Context,
+    plan: &Plan,
+    kernel: Option<&Kernel>,
+    results: &Results<io::Stdout>,
+) -> Result<()> {
+    for suite in &plan.host {
+        stop::check()?;
+        host::run(ctx, suite, results)?;
+    }
+    match kernel {
+        Some(kernel) => {
             let built = checks::Built {
                 tree: &kernel.tree,
                 objects: &kernel.objects,
                 modules: &kernel.modules,
             };
-            checks::run(ctx, built, &plan.checks, results)?;
+            checks::run(ctx, built, &plan.checks, results)
         }
-        _ => {
+        None => {
             let nothing = checks::Built {
                 tree: &ctx.top,
                 objects: &ctx.top,
                 modules: &[],
             };
             let rest: Vec<_> = plan.checks.iter().filter(|c| !c.needs_tree()).collect();
-            checks::run(ctx, nothing, rest, results)?;
+            checks::run(ctx, nothing, rest, results)
         }
     }
-    // Tests follow the kernel that they need: a build of the other one may fail.
-    if let Some(kernel) = kernel.transpose()? {
+}
+
+/// Runs all that boots a kernel: what is tested on each of them comes before the next one is
+/// built, which may fail.
+fn run_on_kernels(
+    ctx: &Context,
+    plan: &Plan,
+    release: Option<&Kernel>,
+    results: &Results<io::Stdout>,
+    counters: &mut Option<Arc<Counters>>,
+) -> Result<()> {
+    if let Some(kernel) = release {
         run_guests(ctx, plan, kernel, results, None)?;
     }
     if plan.boots(Flavour::Debug) {
         let kernel = kernel::ensure(ctx, Flavour::Debug)?;
-        run_guests(ctx, plan, kernel, results, None)?;
+        run_guests(ctx, plan, &kernel, results, None)?;
     }
     if plan.boots(Flavour::Coverage) {
         let kernel = kernel::ensure(ctx, Flavour::Coverage)?;
         *counters = Some(Arc::new(Counters::of(&kernel)?));
-        run_guests(ctx, plan, kernel, results, counters.clone())?;
+        run_guests(ctx, plan, &kernel, results, counters.clone())?;
     }
     Ok(())
 }
@@ -210,7 +244,7 @@ fn run_plan(
 fn run_guests(
     ctx: &Context,
     plan: &Plan,
-    kernel: Kernel,
+    kernel: &Kernel,
     results: &Results<io::Stdout>,
     counters: Option<Arc<Counters>>,
 ) -> Result<()> {
@@ -221,9 +255,9 @@ fn run_guests(
     let parts = Parts {
         ctx,
         flavour,
-        initrd: initrd::build(ctx, &kernel, programs)?,
+        initrd: initrd::build(ctx, kernel, programs)?,
         accel: Accel::choose(ctx, &kernel.image)?,
-        image: kernel.image,
+        image: kernel.image.clone(),
         programs,
         memory: flavour.memory(),
         counters,

@@ -18,8 +18,8 @@ use crate::stop;
 /// The prefix of the group's ids.
 pub const PREFIX: &str = "host/";
 
-/// One executable may take so long, all its tests together.
-const LIMIT: Duration = Duration::from_secs(300);
+/// One executable may take so long, all its tests together, while guests run beside.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// Naming its tests takes an executable no time.
 const LIST_LIMIT: Duration = Duration::from_secs(30);
