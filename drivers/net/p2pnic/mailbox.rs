@@ -254,9 +254,12 @@ impl Mailbox {
     /// Stops the device for good: no DMA of it is in flight afterwards.
     pub(crate) fn stop(&self, pdev: &pci::Device<Bound>) {
         let mut inner = self.inner.lock();
-        // If that fails, what follows stops the DMA.
-        if let Err(error) = self.reset() {
-            self.log_reset(error);
+        // What did not start is no bus master, and nobody waits for its reset once more.
+        if !matches!(inner.state, State::Unbound) {
+            // If that fails, what follows stops the DMA.
+            if let Err(error) = self.reset() {
+                self.log_reset(error);
+            }
         }
         pdev.config_space()
             .update(regs::PCI_COMMAND, |command| command.with_bus_master(false));
