@@ -137,7 +137,7 @@ fn statuses() {
 }
 
 #[test]
-fn one_that_dies_has_a_start_and_no_result() {
+fn one_that_dies_has_a_result() {
     let program = Program::new("dies");
     let output = program.run(&["--run-subtest", "good,deadly,good-too"]);
     assert_eq!(output.status.signal(), Some(6));
@@ -147,8 +147,10 @@ fn one_that_dies_has_a_start_and_no_result() {
             "Starting subtest: good",
             "Subtest good: SUCCESS",
             "Starting subtest: deadly",
+            "Subtest deadly: CRASH",
         ]
     );
+    assert_eq!(telling(&output.stderr), telling(&output.stdout));
     assert_eq!(program.marks().last().unwrap(), "starting subtest deadly");
 }
 

@@ -2,7 +2,7 @@
 //! What a program writes besides its tests' own output: the lines by which `igt_runner`
 //! tells subtests apart in stdout, in stderr and in the kernel's log.
 
-use super::Verdict;
+use super::{Verdict, crash};
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -42,10 +42,12 @@ impl Journal {
     pub fn start(&self, subtest: &str) {
         self.mark(&format!("starting subtest {subtest}"));
         self.line(&format!("Starting subtest: {subtest}"));
+        crash::arm(subtest, self.stderr);
     }
 
     /// The subtest that was started last is over.
     pub fn finish(&self, subtest: &str, verdict: Verdict, time: Duration) {
+        crash::disarm();
         let (verdict, seconds) = (verdict.text(), time.as_secs_f64());
         self.line(&format!("Subtest {subtest}: {verdict} ({seconds:.3}s)"));
         self.mark(&format!("finished subtest {subtest}, {verdict}"));

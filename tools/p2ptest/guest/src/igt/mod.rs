@@ -6,6 +6,7 @@
 //! compared, so that each is also a test for leaks and for device faults.
 
 mod choice;
+mod crash;
 mod journal;
 mod process;
 
