@@ -18,6 +18,7 @@ mod ktap;
 mod lock;
 mod models;
 mod packages;
+mod pool;
 mod qemu;
 mod qmp;
 mod repeat;

@@ -13,6 +13,7 @@ use crate::context::{Context, Flavour, Setup};
 use crate::coverage::counters::Counters;
 use crate::initrd;
 use crate::kernel::{self, Kernel};
+use crate::pool;
 use crate::qemu::Accel;
 use crate::results::{Counts, Outcome, Results};
 use crate::select::Filter;
@@ -265,5 +266,5 @@ fn run_guests(
     for (_, chosen) in plan.kunit.iter().filter(|(of, _)| *of == flavour) {
         kunit::run(&parts, chosen, results)?;
     }
-    guest::run(&parts, &plan.cases, results)
+    pool::run(ctx.guests, guest::jobs(&parts, &plan.cases, results))
 }

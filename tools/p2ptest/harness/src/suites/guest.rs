@@ -8,8 +8,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -19,6 +17,7 @@ use crate::cargo::Programs;
 use crate::context::{Flavour, Mode, Setup, Topology};
 use crate::igt::{self, EXIT_FAIL, EXIT_SKIP, EXIT_SUCCESS};
 use crate::initrd::in_guest;
+use crate::pool::Job;
 use crate::results::{Outcome, Results, Verdict};
 use crate::select::Filter;
 use crate::session::{self, End, Parts, Session};
@@ -30,7 +29,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Naming its subtests takes a program no time.
 const LIST_LIMIT: Duration = Duration::from_secs(30);
 /// Guests that do not come up one after another, before the rest is given up.
-const MAX_DEAD_BOOTS: usize = 2;
+pub const MAX_DEAD_BOOTS: usize = 2;
 /// What runs on the debug kernel in every run, in mapped mode: the programs that
 /// map, move and revoke most, and those with subtests that need it.
 const DEBUG_PART: [(&str, Topology); 6] = [
@@ -85,14 +84,12 @@ impl Place {
         format!("{}/boot", self.name())
     }
 
-    /// The boot of its guests is a test itself: drivers loaded, nothing in the log.
     fn boot_id(self) -> String {
-        format!("{}@clean", self.boot())
+        clean(&self.boot())
     }
 
-    /// Powering off after the tests is one too.
     fn end_id(self) -> String {
-        format!("{}@ends", self.boot())
+        ends(&self.boot())
     }
 
     /// The ids that come with any test here.
@@ -202,38 +199,20 @@ pub fn choose(cases: Vec<Case>, filter: &Filter) -> (Vec<Case>, Vec<String>) {
     (chosen, ids)
 }
 
-/// Runs the chosen cases of one kernel, setup by setup, as many at the same time as
-/// there may be guests: each waits for most of its time.
-///
-/// # Errors
-///
-/// When the user stops the run, or a report cannot be written.
-pub fn run<W: Write + Send>(parts: &Parts<'_>, cases: &[Case], results: &Results<W>) -> Result<()> {
-    let places: VecDeque<_> = Place::all()
+/// The jobs that run the chosen cases of one kernel: one for each setup.
+pub fn jobs<'a, W: Write + Send>(
+    parts: &'a Parts<'a>,
+    cases: &'a [Case],
+    results: &'a Results<W>,
+) -> impl Iterator<Item = Job<'a>> {
+    Place::all()
         .filter(|place| place.flavour == parts.flavour && results.wants(&place.boot_id()))
-        .collect();
-    let guests = parts.ctx.guests.min(places.len());
-    let places = Mutex::new(places);
-    let next = || {
-        let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.pop_front()
-    };
-    let work = || -> Result<()> {
-        while let Some(place) = next() {
-            let cases = cases.iter().filter(|case| case.place == place).collect();
-            run_place(parts, place, cases, results)?;
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..guests).map(|_| scope.spawn(work)).collect();
-        let ends = workers.into_iter().map(|worker| match worker.join() {
-            Ok(end) => end,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        // All of them end before one that failed is told of.
-        ends.fold(Ok(()), Result::and)
-    })
+        .map(move |place| {
+            Box::new(move || {
+                let cases = cases.iter().filter(|case| case.place == place).collect();
+                run_place(parts, place, cases, results)
+            }) as Job<'a>
+        })
 }
 
 fn run_place<W: Write>(
@@ -249,7 +228,8 @@ fn run_place<W: Write>(
     loop {
         boots += 1;
         let name = format!("{}-{boots}", place.name());
-        let (mut session, guest) = match boot(parts, place, &name, results)? {
+        let booted = boot(parts, place.setup, &place.boot(), &name, results)?;
+        let (mut session, guest) = match booted {
             Ok(booted) => booted,
             Err(why) => {
                 dead += 1;
@@ -294,15 +274,21 @@ fn run_place<W: Write>(
     }
 }
 
-/// Boots and audits one guest, or tells why there is none.
-fn boot<W: Write>(
+/// Boots and audits one guest, or tells why there is none. `group` is what the boot is
+/// called as a group of tests, `name` names its files.
+///
+/// # Errors
+///
+/// When the user stops the run, or a report cannot be written.
+pub fn boot<W: Write>(
     parts: &Parts<'_>,
-    place: Place,
+    setup: Setup,
+    group: &str,
     name: &str,
     results: &Results<W>,
 ) -> Result<Result<(Session, Guest), String>> {
     let parameters = format!("kunit.enable=0 {CYCLES_PARAMETER}={}", parts.ctx.cycles);
-    let mut session = match Session::start(parts, place.setup, name, &parameters) {
+    let mut session = match Session::start(parts, setup, name, &parameters) {
         Ok(session) => session,
         Err(e) => {
             stop::check()?;
@@ -310,15 +296,26 @@ fn boot<W: Write>(
         }
     };
     let verdict = of_findings(&session.boot);
-    let boot = Outcome::new(place.boot_id(), verdict, Duration::ZERO);
+    let boot = Outcome::new(clean(group), verdict, Duration::ZERO);
     results.add(boot.command(&session.command))?;
-    match audit::run(&mut session, place.flavour, &place.boot(), results)? {
+    match audit::run(&mut session, parts.flavour, group, results)? {
         Guest::Dead(why) => Ok(Err(why)),
         guest => Ok(Ok((session, guest))),
     }
 }
 
-fn of_findings(findings: &[String]) -> Verdict {
+/// A boot is a test itself: drivers loaded, nothing in the log.
+pub fn clean(boot: &str) -> String {
+    format!("{boot}@clean")
+}
+
+/// Powering off after the tests is one too.
+pub fn ends(boot: &str) -> String {
+    format!("{boot}@ends")
+}
+
+/// The verdict on what may not be found.
+pub fn of_findings(findings: &[String]) -> Verdict {
     match findings.is_empty() {
         true => Verdict::Pass,
         false => Verdict::Fail(findings.join("\n")),
