@@ -47,6 +47,8 @@ pub struct Programs {
     pub tools: Vec<PathBuf>,
     /// What measures the mapping of dma-bufs in the guest.
     pub bench: PathBuf,
+    /// Ends in each way that a test can.
+    pub verdicts: PathBuf,
 }
 
 /// Builds the programs and copies them, so that another checkout's build does not
@@ -92,6 +94,7 @@ pub fn programs(ctx: &Context) -> Result<Programs> {
         demo: named("p2pdemo").ok(),
         tools: vec![named("p2ptop")?, named("p2pload")?, named("p2pfuzz")?],
         bench: named("p2pbench")?,
+        verdicts: named("verdicts")?,
         tests,
     })
 }

@@ -73,6 +73,30 @@ pub fn build(ctx: &Context, kernel: &Kernel, programs: &Programs) -> Result<Path
     Ok(path)
 }
 
+/// Where files are added for a guest.
+pub type Files = Archive<BufWriter<File>>;
+
+/// Makes an archive of this name that holds `base` and what `add` adds; a file of the
+/// same path takes the place of that in `base`.
+///
+/// # Errors
+///
+/// When it cannot be written, or `add` fails.
+pub fn extended(
+    ctx: &Context,
+    base: &Path,
+    name: &str,
+    add: impl FnOnce(&mut Files) -> Result<()>,
+) -> Result<PathBuf> {
+    let path = ctx.build().join(name);
+    let mut out = File::create(&path)?;
+    std::io::copy(&mut File::open(base)?, &mut out)?;
+    let mut archive = Archive::new(BufWriter::new(out));
+    add(&mut archive)?;
+    archive.finish()?;
+    Ok(path)
+}
+
 /// Makes an archive that holds `base` and the demo's input. Returns it and the
 /// input's path in the guest.
 ///
@@ -86,15 +110,12 @@ pub fn with_input(
     input: &mut impl Read,
     size: u64,
 ) -> Result<(PathBuf, String)> {
-    let path = ctx.build().join("initrd.demo");
-    let mut out = File::create(&path)?;
-    std::io::copy(&mut File::open(base)?, &mut out)?;
-    let mut archive = Archive::new(BufWriter::new(out));
     let inside = format!("{INPUT}/{name}");
-    archive
-        .stream(&inside, input, size, false)
-        .with_context(|| format!("reading {name}"))?;
-    archive.finish()?;
+    let path = extended(ctx, base, "initrd.demo", |archive| {
+        archive
+            .stream(&inside, input, size, false)
+            .with_context(|| format!("reading {name}"))
+    })?;
     Ok((path, inside))
 }
 
@@ -110,12 +131,12 @@ fn file_name(path: &Path) -> String {
         .into_owned()
 }
 
-fn add(
-    archive: &mut Archive<BufWriter<File>>,
-    from: &Path,
-    to: &str,
-    executable: bool,
-) -> Result<()> {
+/// Adds a copy of a file.
+///
+/// # Errors
+///
+/// When it cannot be read, or the archive not be written.
+pub fn add(archive: &mut Files, from: &Path, to: &str, executable: bool) -> Result<()> {
     let bytes = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
     Ok(archive.file(to, &bytes, executable)?)
 }
@@ -130,16 +151,22 @@ fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
             .output()
             .context("running ldd")?;
         let text = String::from_utf8_lossy(&output.stdout);
-        if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
-            bail!("{}: {}", program.display(), missing.trim());
+        if let Some(missing) = missing(&text) {
+            bail!("{}: {missing}", program.display());
         }
         found.extend(library_paths(&text));
     }
     Ok(found)
 }
 
+/// The line of ldd's that tells of a library which is not there.
+pub fn missing(ldd: &str) -> Option<&str> {
+    let mut lines = ldd.lines();
+    lines.find(|line| line.contains("not found")).map(str::trim)
+}
+
 /// The absolute paths in ldd's lines: "name => path (address)", "path (address)".
-fn library_paths(ldd: &str) -> impl Iterator<Item = PathBuf> {
+pub fn library_paths(ldd: &str) -> impl Iterator<Item = PathBuf> {
     ldd.lines().filter_map(|line| {
         let target = line.split_once("=>").map_or(line, |(_, path)| path);
         let path = target.split_whitespace().next()?;

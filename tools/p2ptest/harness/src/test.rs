@@ -19,7 +19,7 @@ use crate::results::{Counts, Outcome, Results};
 use crate::select::Filter;
 use crate::session::Parts;
 use crate::stop;
-use crate::suites::{checks, guest, host, kunit};
+use crate::suites::{checks, conformance, guest, host, kunit};
 
 /// Everything that was chosen.
 struct Plan {
@@ -27,6 +27,8 @@ struct Plan {
     checks: Vec<checks::Check>,
     host: Vec<host::Suite>,
     kunit: Vec<(Flavour, kunit::Chosen)>,
+    /// On the only kernel, or else on the normal one.
+    conformance: conformance::Chosen,
     cases: Vec<guest::Case>,
     ids: Vec<String>,
 }
@@ -34,7 +36,7 @@ struct Plan {
 /// What the ids of tests start with that run in this kernel's guests.
 fn guests(flavour: Flavour) -> impl Iterator<Item = String> {
     let places = Setup::all().map(|setup| setup.name() + "/");
-    let names = places.chain([kunit::NAME.to_owned()]);
+    let names = places.chain([kunit::NAME, conformance::NAME].map(str::to_owned));
     names.map(move |name| format!("{}{name}", flavour.prefix()))
 }
 
@@ -73,6 +75,10 @@ impl Plan {
         for flavour in flavours {
             kunit.push((flavour, kunit::choose(&ctx.top, flavour, filter)?));
         }
+        let conformance = match &programs {
+            Some(programs) => conformance::choose(ctx, programs, ctx.flavour(), filter)?,
+            None => conformance::Chosen::default(),
+        };
         let cases = programs
             .as_ref()
             .map_or_else(|| Ok(Vec::new()), |p| guest::list(p, ctx.only))?;
@@ -85,12 +91,14 @@ impl Plan {
                 .filter(|id| filter.takes(id)),
         );
         ids.extend(kunit.iter().flat_map(|(_, chosen)| chosen.ids()).cloned());
+        ids.extend(conformance.ids().iter().cloned());
         ids.extend(guest_ids);
         Ok(Self {
             programs,
             checks,
             host,
             kunit,
+            conformance,
             cases,
             ids,
         })
@@ -162,6 +170,7 @@ fn run_plan(
     results: &Results<io::Stdout>,
     counters: &mut Option<Arc<Counters>>,
 ) -> Result<()> {
+    conformance::tell(&plan.conformance, results)?;
     let needs_tree = plan.checks.iter().any(checks::Check::needs_tree);
     let kernel = if plan.boots(Flavour::Release) || needs_tree {
         Some(kernel::ensure(ctx, Flavour::Release))
@@ -266,5 +275,12 @@ fn run_guests(
     for (_, chosen) in plan.kunit.iter().filter(|(of, _)| *of == flavour) {
         kunit::run(&parts, chosen, results)?;
     }
-    pool::run(ctx.guests, guest::jobs(&parts, &plan.cases, results))
+    // It takes longest of all, and waits most.
+    let conformance = (flavour == ctx.flavour())
+        .then(|| conformance::job(&parts, &plan.conformance, results))
+        .flatten();
+    let jobs = conformance
+        .into_iter()
+        .chain(guest::jobs(&parts, &plan.cases, results));
+    pool::run(ctx.guests, jobs)
 }

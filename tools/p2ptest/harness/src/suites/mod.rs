@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod checks;
+pub mod conformance;
 pub mod guest;
 pub mod host;
 pub mod kunit;
