@@ -56,9 +56,7 @@ impl Patience {
             RingId::Aperture => self.flush.load(Relaxed),
         }
     }
-}
 
-impl Patience {
     /// For a job, from when it is in the ring.
     pub(crate) fn job_ms(&self) -> u32 {
         self.job.load(Relaxed)
@@ -75,70 +73,70 @@ impl Patience {
     }
 }
 
-/// The time for jobs.
-pub(crate) struct OfJobs;
+/// A time that can be set.
+pub(crate) trait Time: Send + Sync {
+    /// Name of its file.
+    const NAME: &'static CStr;
 
-impl Number for OfJobs {
-    const NAME: &'static CStr = c"job_timeout_ms";
-    const RANGE: RangeInclusive<u32> = TIMES;
+    /// Where it is kept.
+    fn of(patience: &Patience) -> &Atomic<u32>;
+}
+
+impl<T: Time> Number for T {
+    const NAME: &'static CStr = T::NAME;
+    /// A time of 0 would fail every command. Nobody waits for longer than the most.
+    const RANGE: RangeInclusive<u32> = 1..=600_000;
 
     fn get(dev: &DrmDevice) -> u32 {
-        dev.patience.job_ms()
+        T::of(&dev.patience).load(Relaxed)
     }
 
     fn set(dev: &DrmDevice, number: u32) {
-        dev.patience.job.store(number, Relaxed);
+        T::of(&dev.patience).store(number, Relaxed);
     }
 }
-
-/// A time of 0 would fail every command. Nobody waits for longer than the most.
-const TIMES: RangeInclusive<u32> = 1..=600_000;
 
 /// The time for copies, which may be long and wait behind others.
 pub(crate) struct OfCopies;
 
-impl Number for OfCopies {
+impl Time for OfCopies {
     const NAME: &'static CStr = c"copy_timeout_ms";
-    const RANGE: RangeInclusive<u32> = TIMES;
 
-    fn get(dev: &DrmDevice) -> u32 {
-        dev.patience.copy.load(Relaxed)
-    }
-
-    fn set(dev: &DrmDevice, number: u32) {
-        dev.patience.copy.store(number, Relaxed);
+    fn of(patience: &Patience) -> &Atomic<u32> {
+        &patience.copy
     }
 }
 
 /// The time for flushes, which are short: others wait for them with `mmap_lock` held.
 pub(crate) struct OfFlushes;
 
-impl Number for OfFlushes {
+impl Time for OfFlushes {
     const NAME: &'static CStr = c"flush_timeout_ms";
-    const RANGE: RangeInclusive<u32> = TIMES;
 
-    fn get(dev: &DrmDevice) -> u32 {
-        dev.patience.flush.load(Relaxed)
+    fn of(patience: &Patience) -> &Atomic<u32> {
+        &patience.flush
     }
+}
 
-    fn set(dev: &DrmDevice, number: u32) {
-        dev.patience.flush.store(number, Relaxed);
+/// The time for jobs.
+pub(crate) struct OfJobs;
+
+impl Time for OfJobs {
+    const NAME: &'static CStr = c"job_timeout_ms";
+
+    fn of(patience: &Patience) -> &Atomic<u32> {
+        &patience.job
     }
 }
 
 /// The time for resets. The device that is bound anew has the default.
 pub(crate) struct OfResets;
 
-impl Number for OfResets {
+impl Time for OfResets {
     const NAME: &'static CStr = c"reset_timeout_ms";
-    const RANGE: RangeInclusive<u32> = TIMES;
 
-    fn get(dev: &DrmDevice) -> u32 {
-        dev.patience.reset.load(Relaxed)
-    }
-
-    fn set(dev: &DrmDevice, number: u32) {
-        dev.patience.reset.store(number, Relaxed);
+    fn of(patience: &Patience) -> &Atomic<u32> {
+        &patience.reset
     }
 }
 
@@ -146,15 +144,10 @@ impl Number for OfResets {
 /// a device that leaves or is reset.
 pub(crate) struct OfImporters;
 
-impl Number for OfImporters {
+impl Time for OfImporters {
     const NAME: &'static CStr = c"importer_timeout_ms";
-    const RANGE: RangeInclusive<u32> = TIMES;
 
-    fn get(dev: &DrmDevice) -> u32 {
-        dev.patience.importers_ms()
-    }
-
-    fn set(dev: &DrmDevice, number: u32) {
-        dev.patience.importers.store(number, Relaxed);
+    fn of(patience: &Patience) -> &Atomic<u32> {
+        &patience.importers
     }
 }
