@@ -202,8 +202,10 @@ impl Guest {
             let socket = format!("unix:{},server=on,wait=off", path.display());
             push(&["-qmp", &socket]);
         }
+        // A guest that waits for a processor misses the ticks that the kernel looks for when
+        // it finds out how the timer is wired, and panics.
         let append = format!(
-            "console=ttyS0 panic=-1 printk.devkmsg=on {}={}{} {}",
+            "console=ttyS0 panic=-1 printk.devkmsg=on no_timer_check {}={}{} {}",
             p2p_init::TOPOLOGY_PARAMETER,
             self.topology.name(),
             if iommu { " intel_iommu=on" } else { "" },
@@ -347,8 +349,8 @@ mod tests {
 
     #[test]
     fn the_kernel_is_told_the_topology() {
-        let switch =
-            "'console=ttyS0 panic=-1 printk.devkmsg=on p2p.topology=switch p2p.mode=agent'";
+        let switch = "'console=ttyS0 panic=-1 printk.devkmsg=on no_timer_check \
+                      p2p.topology=switch p2p.mode=agent'";
         assert!(line(Topology::Switch).contains(switch));
         let iommu = "p2p.topology=iommu intel_iommu=on p2p.mode=agent'";
         assert!(line(Topology::Iommu).contains(iommu));
