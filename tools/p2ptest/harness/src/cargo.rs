@@ -118,8 +118,8 @@ pub fn tests(ctx: &Context) -> Result<Vec<Executable>> {
     Ok(built)
 }
 
-/// Builds all test executables and the programs that they start with counters of lines,
-/// in a folder of their own.
+/// Builds all test executables and the programs that they start with counters of lines.
+/// Only the workspace's own crates have them: the others are those of the tests.
 ///
 /// # Errors
 ///
@@ -130,10 +130,12 @@ pub fn tests_with_counters(ctx: &Context) -> Result<Vec<Executable>> {
     let mut command = Command::new("cargo");
     command
         .args(["test", "--workspace", "--no-run"])
-        .env("RUSTFLAGS", "-Cinstrument-coverage")
+        .env(
+            "RUSTC_WORKSPACE_WRAPPER",
+            ctx.workspace().join("checks/count-lines"),
+        )
         // Of build scripts, which would leave a file in the checkout.
         .env("LLVM_PROFILE_FILE", "/dev/null")
-        .env("CARGO_TARGET_DIR", ctx.cache.join("target/coverage"))
         .current_dir(ctx.workspace());
     let mut built = run(ctx, "tests with counters", &log, &mut command)?;
     built.retain(|e| e.test || e.kind == "bin");
