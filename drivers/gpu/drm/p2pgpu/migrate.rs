@@ -52,6 +52,7 @@ use kernel::{
 
 /// Times that a copy is tried again for which nobody waits.
 const RETRIES: u32 = 2;
+
 /// Longest wait for importers that have user addresses.
 const UNMAPS_TIMEOUT_MS: i64 = 100;
 

@@ -163,11 +163,11 @@ mod tests {
 
     #[test]
     fn mirror_of_a_list() {
-        let list = "# x\ndeb http://a/debian trixie main\ndeb http://b/s trixie main\n";
-        assert_eq!(mirror(list), Some("http://a/debian"));
-        let signed = "deb [signed-by=/k arch=amd64] https://a/d trixie main\n";
-        assert_eq!(mirror(signed), Some("https://a/d"));
-        assert_eq!(mirror("deb-src http://a/debian trixie main\n"), None);
+        let list = "# x\ndeb file:/a/debian trixie main\ndeb file:/b/s trixie main\n";
+        assert_eq!(mirror(list), Some("file:/a/debian"));
+        let signed = "deb [signed-by=/k arch=amd64] file:/a/d trixie main\n";
+        assert_eq!(mirror(signed), Some("file:/a/d"));
+        assert_eq!(mirror("deb-src file:/a/debian trixie main\n"), None);
         assert_eq!(mirror(""), None);
     }
 }
