@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use p2pguest::binding::wait_until;
 use p2pguest::gpu::Placement;
 use p2pguest::igt;
-use p2pguest::nic::{ACCESS_ALL, TIMEOUT};
+use p2pguest::nic::{ACCESS_ALL, Nic, TIMEOUT};
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{Registered, Rig, Wire, request, send_request};
 use p2pguest::setting::Setting;
@@ -347,4 +347,15 @@ pub fn revoked_after_waiting() {
     patience.write("100");
     assert_eq!(wire.near.expect(P2PNIC_STATUS_REVOKED).size, 0);
     assert_eq!(near.region.info().last_error, Errno::ENOSPC as u32);
+}
+
+pub fn times_are_numbers() {
+    let nic = Nic::open(0);
+    for (name, expected, min) in [
+        ("map_timeout_ms", 5_000, 0),
+        ("answer_timeout_ms", 10_000, 1),
+        ("reset_timeout_ms", 10_000, 1),
+    ] {
+        Setting::new(nic.pci(), name).assert_takes(expected, min..=600_000);
+    }
 }

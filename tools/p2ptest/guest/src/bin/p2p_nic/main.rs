@@ -82,6 +82,8 @@ const SUBTESTS: &[Subtest] = subtests![
     file_close_destroys,
     /// A file cannot touch what another one made.
     files_are_apart,
+    /// Its times are numbers, of bounded size.
+    times_are_numbers,
 ];
 
 fn main() -> ExitCode {
