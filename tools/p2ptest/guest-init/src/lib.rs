@@ -4,6 +4,10 @@
 
 #![forbid(unsafe_code)]
 
+mod sequence;
+
+pub use sequence::{BadSequence, Sequence};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

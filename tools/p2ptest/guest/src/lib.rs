@@ -21,6 +21,7 @@ pub mod gpu;
 pub mod host;
 pub mod igt;
 pub mod importer;
+pub mod kcov;
 pub mod map;
 pub mod memory;
 pub mod nic;

@@ -3,8 +3,12 @@
 //! judges what the kernel's log and the devices say.
 
 use clap::Parser;
+use p2p_init::Sequence;
 use p2pguest::debugfs::Debugfs;
+use p2pguest::fuzz::points::{News, Points};
 use p2pguest::fuzz::{Places, Plan};
+use p2pguest::kcov::Kcov;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// The sequence failed.
@@ -15,9 +19,9 @@ struct Options {
     /// What the steps are made of
     #[arg(long)]
     seed: u64,
-    /// Which of the seed's sequences
+    /// Which of the seed's sequences, as 12 or 12@40+57
     #[arg(long)]
-    sequence: u64,
+    sequence: Sequence,
     /// Steps of a sequence
     #[arg(long)]
     steps: usize,
@@ -30,23 +34,39 @@ struct Options {
     /// Print each step before it is done
     #[arg(long)]
     trace: bool,
+    /// Where to keep which points of the drivers' code have been reached, if the kernel
+    /// tells
+    #[arg(long)]
+    points: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    let plan = Plan {
-        seed: options.seed,
-        number: options.sequence,
-        len: options.steps,
-        processes: options.processes,
-        without: options.without,
-        trace: options.trace,
-    };
-    match plan.run(&Debugfs::default()) {
+    match run(Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             println!("failed: {why}");
             ExitCode::from(EXIT_FAIL)
         }
     }
+}
+
+fn run(options: Options) -> Result<(), String> {
+    let plan = Plan {
+        seed: options.seed,
+        sequence: options.sequence,
+        len: options.steps,
+        processes: options.processes,
+        without: options.without,
+        trace: options.trace,
+    };
+    let Some(path) = options.points.filter(|_| Kcov::exists()) else {
+        return plan.run(&Debugfs::default(), None).map(drop);
+    };
+    let failed = |error| format!("{}: {error}", path.display());
+    let mut reached = Points::load(&path).map_err(failed)?;
+    let News { points, steps } = plan.run(&Debugfs::default(), Some(&mut reached))?;
+    reached.save(&path).map_err(failed)?;
+    let all = reached.len();
+    println!("{points} of {all} points are new, the last by step {steps}");
+    Ok(())
 }

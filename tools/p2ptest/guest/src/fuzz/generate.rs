@@ -179,20 +179,23 @@ pub struct Generator {
     made: BTreeMap<(Name, FileId), Vec<usize>>,
 }
 
-/// The steps that a seed stands for.
-pub fn sequence(seed: u64, len: usize) -> Vec<Action> {
+/// The steps that seeds stand for: of each those up to a place in the sequence.
+pub fn sequence(seeds: impl IntoIterator<Item = (u64, usize)>) -> Vec<Action> {
     let mut generator = Generator {
-        random: Random::new(seed),
+        random: Random::new(0),
         steps: Vec::new(),
         made: BTreeMap::new(),
     };
-    if !generator.random.one_in(4) {
-        generator.connect();
+    for (seed, end) in seeds {
+        generator.random = Random::new(seed);
+        if generator.steps.is_empty() && !generator.random.one_in(4) {
+            generator.connect();
+        }
+        while generator.steps.len() < end {
+            generator.next();
+        }
+        generator.truncate(end);
     }
-    while generator.steps.len() < len {
-        generator.next();
-    }
-    generator.steps.truncate(len);
     generator.steps
 }
 
@@ -204,6 +207,15 @@ impl Generator {
         }
         self.steps.push(action);
         at
+    }
+
+    /// Forgets what is past a place.
+    fn truncate(&mut self, end: usize) {
+        self.steps.truncate(end);
+        for places in self.made.values_mut() {
+            places.retain(|at| *at < end);
+        }
+        self.made.retain(|_, places| !places.is_empty());
     }
 
     /// An ioctl with all fields right, but for those given by name.

@@ -11,6 +11,7 @@
 pub mod generate;
 pub mod machine;
 mod operations;
+pub mod points;
 pub mod table;
 
 use crate::debugfs::{Debugfs, Snapshot};
@@ -18,7 +19,12 @@ use crate::igt::{Child, Outcome, fork};
 use crate::pattern::Pattern;
 use generate::{Action, Value};
 use machine::Machine;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use p2p_init::Sequence;
+use points::{News, Points, Watch};
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -72,7 +78,7 @@ pub struct Plan {
     /// What the numbers are made of
     pub seed: u64,
     /// Which of the seed's sequences
-    pub number: u64,
+    pub sequence: Sequence,
     /// Steps
     pub len: usize,
     /// Processes that each run a sequence of their own at the same time
@@ -86,12 +92,15 @@ pub struct Plan {
 impl Plan {
     /// The steps of a process.
     pub fn steps(&self, process: u64) -> Vec<Action> {
-        // Numbers far apart: no two sequences of a seed share their steps.
-        let number = self.number * self.processes + process;
-        generate::sequence(Pattern(self.seed).word(number), self.len)
+        generate::sequence(self.sequence.streams(self.len).map(|(stream, end)| {
+            // Numbers far apart: no two streams of a seed share their steps.
+            let number = stream.wrapping_mul(self.processes).wrapping_add(process);
+            (Pattern(self.seed).word(number), end)
+        }))
     }
 
-    fn run_process(&self, process: u64) -> Result<(), String> {
+    /// Does the steps of a process; `watch` sees what they reach.
+    fn run_process(&self, process: u64, watch: &mut Option<Watch<'_>>) -> Result<(), String> {
         let open = Machine::open();
         let mut machine = open.map_err(|error| format!("opening the devices: {error}"))?;
         let (mut worked, mut done) = (0, 0);
@@ -106,6 +115,9 @@ impl Plan {
                 .perform(at, action)
                 .and_then(|ended| machine.check().map(|()| ended))
                 .map_err(|wrong| format!("step {process}/{at}: {}: {}", wrong.0, Shown(action)))?;
+            if let Some(watch) = watch {
+                watch.step(at);
+            }
             if self.trace {
                 println!(
                     "{process}/{at}: {}",
@@ -119,18 +131,22 @@ impl Plan {
         Ok(())
     }
 
-    /// Runs the sequence.
+    /// Runs the sequence. What it reaches is added to `reached`, if that is wanted.
     ///
     /// # Errors
     ///
     /// What went wrong; processes have said more.
-    pub fn run(&self, debugfs: &Debugfs) -> Result<(), String> {
+    pub fn run(&self, debugfs: &Debugfs, reached: Option<&mut Points>) -> Result<News, String> {
         let look = || Snapshot::take(debugfs).map_err(|error| error.to_string());
+        let told = (0..self.processes).map(|_| memfd_create(c"told", MFdFlags::empty()));
+        let told: Result<Vec<_>, _> = told.map(|file| file.map(File::from)).collect();
+        let told = told.map_err(|errno| format!("memfd_create: {errno}"))?;
         let before = look()?;
         let children: Vec<Child> = (0..self.processes)
-            .map(|process| {
+            .zip(&told)
+            .map(|(process, told)| {
                 fork(|| {
-                    if let Err(why) = self.run_process(process) {
+                    if let Err(why) = self.child(process, reached.as_deref(), told) {
                         println!("{why}");
                         // SAFETY: ends the process.
                         unsafe { nix::libc::_exit(1) }
@@ -142,10 +158,28 @@ impl Plan {
         if let Some(end) = ends.iter().find(|end| **end != Outcome::Passed) {
             return Err(format!("a process ended: {end:?}"));
         }
+        let mut news = News::default();
+        if let Some(reached) = reached {
+            for file in &told {
+                let added = reached.add(file);
+                news = news.and(added.map_err(|error| format!("what was reached: {error}"))?);
+            }
+        }
         before
             .settle(debugfs, SETTLE)
             .map_err(|error| error.to_string())?
-            .map_err(|difference| format!("not as it was before: {difference}"))
+            .map_err(|difference| format!("not as it was before: {difference}"))?;
+        Ok(news)
+    }
+
+    /// Does a process's part, in it, and tells what it reached that was not `known`.
+    fn child(&self, process: u64, known: Option<&Points>, told: &File) -> Result<(), String> {
+        let failed = |error: io::Error| format!("counting what is reached: {error}");
+        let mut watch = known.map(Watch::start).transpose().map_err(failed)?;
+        self.run_process(process, &mut watch)?;
+        watch
+            .map_or(Ok(()), |watch| watch.tell(told))
+            .map_err(failed)
     }
 }
 
@@ -191,7 +225,7 @@ mod tests {
     fn plan(seed: u64, number: u64) -> Plan {
         Plan {
             seed,
-            number,
+            sequence: Sequence::new(number),
             len: 300,
             processes: 2,
             without: Places::default(),
@@ -209,9 +243,31 @@ mod tests {
     }
 
     #[test]
+    fn a_sequence_goes_on_from_another() {
+        let first = plan(7, 3);
+        let mut next = plan(7, 0);
+        next.sequence = first.sequence.continued(40, 9);
+        for process in 0..2 {
+            let (old, new) = (first.steps(process), next.steps(process));
+            assert_eq!(new.len(), 300);
+            assert_eq!(old[..40], new[..40]);
+            assert_ne!(old[40..], new[40..]);
+            // What comes then works on what is there.
+            let names = |action: &Action| format!("{action:?}").contains("Step(");
+            assert!(new[40..].iter().any(names));
+        }
+    }
+
+    #[test]
     fn steps_name_earlier_ones() {
-        for seed in 0..50 {
-            for (at, action) in plan(seed, 0).steps(0).iter().enumerate() {
+        let whole = (0..50).map(|seed| plan(seed, 0));
+        let parts = (0..50).map(|seed| {
+            let mut plan = plan(seed, 0);
+            plan.sequence = plan.sequence.continued(seed as usize, 1).continued(90, 2);
+            plan
+        });
+        for plan in whole.chain(parts) {
+            for (at, action) in plan.steps(0).iter().enumerate() {
                 if let Action::Ioctl { values, call, .. } = action {
                     assert!(values.len() >= table::CALLS[*call].fields.len());
                     for value in values {

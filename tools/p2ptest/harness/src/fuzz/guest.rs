@@ -3,14 +3,19 @@
 //! program says so or does not end, if the guest dies, or if its kernel's log or a device
 //! finds something wrong. It is then run again in fresh guests, with steps left out, until
 //! none can be left out any more.
+//!
+//! Where the kernel tells which points of the drivers' code are reached, sequences go on
+//! from those that reached something new.
 
+use std::fmt::{self, Display, Formatter};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
-use p2p_init::Status;
+use p2p_init::{Sequence, Status};
 
-use super::{duration, minimise, setting};
+use super::corpus::{Corpus, News};
+use super::{duration, given, minimise, setting};
 use crate::cargo;
 use crate::context::Context;
 use crate::initrd::{self, in_guest};
@@ -25,6 +30,8 @@ const STEPS: usize = 150;
 const PROCESSES: u64 = 2;
 /// A sequence takes a second; some calls wait for others to let go.
 const LIMIT: Duration = Duration::from_secs(180);
+/// Where a guest keeps which points its sequences have reached.
+const POINTS: &str = "/tmp/points";
 /// A failure that depends on the moment is tried so often before steps are left out.
 const TRIES: usize = 3;
 /// Without a terminal, progress is a line at most this often.
@@ -92,7 +99,9 @@ struct Wish {
     steps: usize,
     processes: u64,
     /// Only this sequence, without these steps.
-    only: Option<(u64, String)>,
+    only: Option<(Sequence, String)>,
+    /// Whether sequences may go on from others.
+    guided: bool,
     duration: Duration,
 }
 
@@ -100,15 +109,14 @@ impl Wish {
     fn new() -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let another = now.map_or(0, |time| time.as_secs());
-        let number = setting("SEQUENCE", u64::MAX)?;
+        let only: Option<Sequence> = given("SEQUENCE")?;
+        let without = setting("WITHOUT", String::new())?;
         Ok(Self {
             seed: setting("SEED", another)?,
             steps: setting("STEPS", STEPS)?,
             processes: setting("PROCESSES", PROCESSES)?,
-            only: match number {
-                u64::MAX => None,
-                number => Some((number, setting("WITHOUT", String::new())?)),
-            },
+            only: only.map(|sequence| (sequence, without)),
+            guided: setting("GUIDED", 1)? != 0,
             duration: duration()?,
         })
     }
@@ -128,7 +136,7 @@ impl Fuzzer<'_> {
     /// Runs one sequence without some of its steps.
     fn run(
         &mut self,
-        number: u64,
+        sequence: &Sequence,
         without: &str,
         trace: bool,
     ) -> Result<(Option<Failure>, Vec<String>)> {
@@ -143,15 +151,16 @@ impl Fuzzer<'_> {
         let mut argv = vec![
             self.program.clone(),
             format!("--seed={}", self.wish.seed),
-            format!("--sequence={number}"),
+            format!("--sequence={sequence}"),
             format!("--steps={}", self.wish.steps),
             format!("--processes={}", self.wish.processes),
             format!("--without={without}"),
+            format!("--points={POINTS}"),
         ];
         if trace {
             argv.push("--trace".to_owned());
         }
-        let outcome = session.run(&format!("sequence {number}"), argv, LIMIT, &mut |_| {})?;
+        let outcome = session.run(&format!("sequence {sequence}"), argv, LIMIT, &mut |_| {})?;
         let failure = Failure::of(&outcome);
         if failure.is_none() && !session.retired {
             self.session = Some(session);
@@ -160,39 +169,42 @@ impl Fuzzer<'_> {
     }
 
     /// Runs sequences until one fails or the time is over. Returns the one that failed.
-    fn search(&mut self) -> Result<Option<(u64, Failure)>> {
+    fn search(&mut self) -> Result<Option<(Sequence, Failure)>> {
         let start = Instant::now();
         let mut show = Show::default();
-        let (mut worked, mut done) = (0, 0);
-        for number in 0.. {
+        let mut corpus = Corpus::new(self.wish.seed);
+        let mut counts = Counts::default();
+        for stream in 0.. {
             if start.elapsed() >= self.wish.duration {
-                show.end(&format!(
-                    "{number} sequences, {worked} of {done} calls worked"
-                ));
+                show.end(&format!("{stream} sequences, {counts}"));
                 break;
             }
-            let (failure, output) = self.run(number, "", false)?;
-            for (good, all) in output.iter().filter_map(|line| counted(line)) {
-                worked += good;
-                done += all;
-            }
+            let sequence = match self.wish.guided {
+                true => corpus.next(stream),
+                false => Sequence::new(stream),
+            };
+            let (failure, output) = self.run(&sequence, "", false)?;
             if let Some(failure) = failure {
                 show.end("");
-                return Ok(Some((number, failure)));
+                return Ok(Some((sequence, failure)));
+            }
+            if let Some(news) = counts.add(&output) {
+                corpus.add(sequence, news);
             }
             let seconds = start.elapsed().as_secs();
-            show.line(&format!(
-                "sequence {number}, {worked} of {done} calls worked, {seconds}s"
-            ));
+            show.line(&format!("sequence {stream}, {counts}, {seconds}s"));
+        }
+        if counts.points.is_none() {
+            eprintln!("p2ptest: not guided by what is reached: the kernel has no KCOV (DEBUG=1)");
         }
         Ok(None)
     }
 
     /// Cuts a sequence down to the steps that its failure takes: what to leave out.
-    fn cut(&mut self, number: u64, failure: &Failure) -> Result<Option<String>> {
+    fn cut(&mut self, sequence: &Sequence, failure: &Failure) -> Result<Option<String>> {
         let mut again = false;
         for _ in 0..TRIES {
-            let (found, _) = self.run(number, "", false)?;
+            let (found, _) = self.run(sequence, "", false)?;
             again |= found.is_some_and(|found| found.is_like(failure));
             if again {
                 break;
@@ -206,7 +218,7 @@ impl Fuzzer<'_> {
         let mut least = len;
         let kept = minimise::minimise((0..len).collect(), |kept| {
             let without = minimise::without(len, kept);
-            let (found, _) = self.run(number, &without, false)?;
+            let (found, _) = self.run(sequence, &without, false)?;
             let fails = found.is_some_and(|found| found.is_like(failure));
             if fails {
                 least = kept.len();
@@ -216,6 +228,38 @@ impl Fuzzer<'_> {
         })?;
         show.end(&format!("{} of {len} steps are needed", kept.len()));
         Ok(Some(minimise::without(len, &kept)))
+    }
+}
+
+/// What all sequences together did.
+#[derive(Default)]
+struct Counts {
+    worked: u64,
+    done: u64,
+    /// Points of the drivers' code that were reached, if the kernel tells.
+    points: Option<usize>,
+}
+
+impl Counts {
+    /// Adds what one of them printed. Returns what it reached, if the kernel tells.
+    fn add(&mut self, output: &[String]) -> Option<News> {
+        for (good, all) in output.iter().filter_map(|line| counted(line)) {
+            self.worked += good;
+            self.done += all;
+        }
+        let news = output.iter().find_map(|line| News::of(line))?;
+        self.points = Some(news.all);
+        Some(news)
+    }
+}
+
+impl Display for Counts {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} calls worked", self.worked, self.done)?;
+        match self.points {
+            Some(points) => write!(f, ", {points} points reached"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -286,12 +330,12 @@ pub fn run(ctx: &Context) -> Result<bool> {
     };
     eprintln!("p2ptest: SEED={}", wish.seed);
     let good = match &wish.only {
-        Some((number, without)) => replay(&mut fuzzer, *number, without)?,
+        Some((sequence, without)) => replay(&mut fuzzer, sequence, without)?,
         None => match fuzzer.search()? {
             None => true,
-            Some((number, failure)) => {
-                println!("sequence {number} failed: {}", failure.text());
-                report(&mut fuzzer, number, &failure)?;
+            Some((sequence, failure)) => {
+                println!("sequence {sequence} failed: {}", failure.text());
+                report(&mut fuzzer, &sequence, &failure)?;
                 false
             }
         },
@@ -307,15 +351,15 @@ pub fn run(ctx: &Context) -> Result<bool> {
 }
 
 /// Runs one sequence and shows its steps.
-fn replay(fuzzer: &mut Fuzzer<'_>, number: u64, without: &str) -> Result<bool> {
-    let (failure, output) = fuzzer.run(number, without, true)?;
+fn replay(fuzzer: &mut Fuzzer<'_>, sequence: &Sequence, without: &str) -> Result<bool> {
+    let (failure, output) = fuzzer.run(sequence, without, true)?;
     for line in &output {
         println!("{line}");
     }
     match failure {
-        None => println!("sequence {number} passed"),
+        None => println!("sequence {sequence} passed"),
         Some(failure) => {
-            println!("sequence {number} failed: {}", failure.text());
+            println!("sequence {sequence} failed: {}", failure.text());
             return Ok(false);
         }
     }
@@ -323,18 +367,18 @@ fn replay(fuzzer: &mut Fuzzer<'_>, number: u64, without: &str) -> Result<bool> {
 }
 
 /// Tells how to see a failure again, with as few steps as can be.
-fn report(fuzzer: &mut Fuzzer<'_>, number: u64, failure: &Failure) -> Result<()> {
+fn report(fuzzer: &mut Fuzzer<'_>, sequence: &Sequence, failure: &Failure) -> Result<()> {
     stop::check()?;
     let wish = fuzzer.wish;
     let mut again = format!(
-        "make fuzz SEED={} SEQUENCE={number} STEPS={} PROCESSES={}",
+        "make fuzz SEED={} SEQUENCE={sequence} STEPS={} PROCESSES={}",
         wish.seed, wish.steps, wish.processes
     );
-    match fuzzer.cut(number, failure)? {
+    match fuzzer.cut(sequence, failure)? {
         None => println!("it did not fail again alone, {TRIES} times"),
         Some(without) => {
             again.push_str(&format!(" WITHOUT={without}"));
-            replay(fuzzer, number, &without)?;
+            replay(fuzzer, sequence, &without)?;
         }
     }
     println!("again: {again}");
@@ -383,5 +427,6 @@ mod tests {
     fn what_processes_count() {
         assert_eq!(counted("12 of 40 steps worked"), Some((12, 40)));
         assert_eq!(counted("failed: 12 of 40"), None);
+        assert_eq!(counted("3 of 40 points are new, the last by step 7"), None);
     }
 }

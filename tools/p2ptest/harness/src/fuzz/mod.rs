@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `make fuzz` and `make fuzz-models`.
 
+mod corpus;
 pub mod guest;
 mod minimise;
 pub mod models;
@@ -14,15 +15,20 @@ use anyhow::{Result, bail};
 /// How long to go on, unless SECONDS says otherwise.
 const SECONDS: u64 = 60;
 
-/// A number of the user's.
-fn setting<N: FromStr<Err: Display>>(name: &str, default: N) -> Result<N> {
+/// What the user gave, if anything.
+fn given<V: FromStr<Err: Display>>(name: &str) -> Result<Option<V>> {
     match std::env::var(name).ok().filter(|text| !text.is_empty()) {
-        None => Ok(default),
+        None => Ok(None),
         Some(text) => match text.parse() {
-            Ok(number) => Ok(number),
+            Ok(value) => Ok(Some(value)),
             Err(error) => bail!("{name}={text}: {error}"),
         },
     }
+}
+
+/// What the user gave, or else `default`.
+fn setting<V: FromStr<Err: Display>>(name: &str, default: V) -> Result<V> {
+    Ok(given(name)?.unwrap_or(default))
 }
 
 fn duration() -> Result<Duration> {
