@@ -11,6 +11,7 @@ use crate::{
     driver::DrmDevice,
     settings::Number, //
 };
+use core::mem;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -101,8 +102,10 @@ impl Limits {
             .iter()
             .position(|entry| entry.slots == slots && is_same(&entry.owner, owner));
         let entry = found.and_then(|index| book.entries.remove(index).ok());
+        // Nobody keeps the memory of the most that there ever were.
+        let unused = book.entries.is_empty().then(|| mem::take(&mut book.entries));
         drop(book);
-        drop(entry);
+        drop((entry, unused));
     }
 }
 
