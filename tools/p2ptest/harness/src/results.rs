@@ -130,8 +130,8 @@ impl<W: Write> Results<W> {
         self.lock().planned.contains(id)
     }
 
-    /// Takes and prints one result. One that was not planned, or comes twice, is
-    /// no news.
+    /// Takes and prints one result. One that was not planned is no news, nor is a second
+    /// one, but for a failure of what had not failed in another guest: that is the result.
     ///
     /// # Errors
     ///
@@ -155,10 +155,21 @@ impl<W: Write> Results<W> {
 
 impl<W: Write> Collected<W> {
     fn add(&mut self, outcome: Outcome) -> Result<()> {
-        if !self.planned.remove(&outcome.id) {
-            return Ok(());
+        if self.planned.remove(&outcome.id) {
+            self.print(self.outcomes.len() + 1, &outcome)?;
+            self.outcomes.push(outcome);
+        } else if outcome.verdict.is_bad() {
+            let not_bad = |old: &Outcome| old.id == outcome.id && !old.verdict.is_bad();
+            if let Some(at) = self.outcomes.iter().position(not_bad) {
+                writeln!(self.out, "# the same again, in another guest:")?;
+                self.print(at + 1, &outcome)?;
+                self.outcomes[at] = outcome;
+            }
         }
-        let number = self.outcomes.len() + 1;
+        Ok(())
+    }
+
+    fn print(&mut self, number: usize, outcome: &Outcome) -> Result<()> {
         let (id, seconds) = (&outcome.id, outcome.seconds);
         match &outcome.verdict {
             Verdict::Pass => writeln!(self.out, "ok {number} {id} # time={seconds:.3}s")?,
@@ -188,9 +199,7 @@ impl<W: Write> Collected<W> {
                 writeln!(self.out, "not ok {number} {id} # time={seconds:.3}s")?;
             }
         }
-        self.out.flush()?;
-        self.outcomes.push(outcome);
-        Ok(())
+        Ok(self.out.flush()?)
     }
 
     fn finish(&mut self, folder: &Path, why_missing: &str) -> Result<()> {
@@ -294,6 +303,25 @@ mod tests {
         let counts = Counts::of(&outcomes);
         let junit = std::fs::read_to_string(dir.path().join("junit.xml")).unwrap();
         (counts, String::from_utf8(out).unwrap(), junit)
+    }
+
+    #[test]
+    fn a_later_failure_counts() {
+        let failed = || Verdict::Fail("why".into());
+        let (counts, text, _) = run(
+            &["g@a", "g@b"],
+            vec![
+                ("g@a", Verdict::Pass),
+                ("g@b", failed()),
+                ("g@b", Verdict::Pass),
+                ("g@a", failed()),
+                ("g@a", failed()),
+                ("other", failed()),
+            ],
+        );
+        assert_eq!((counts.passed, counts.failed), (0, 2));
+        assert_eq!(text.matches("not ok 1 g@a").count(), 1, "{text}");
+        assert_eq!(text.matches("not ok 2 g@b").count(), 1, "{text}");
     }
 
     #[test]
