@@ -103,7 +103,10 @@ impl Limits {
             .position(|entry| entry.slots == slots && is_same(&entry.owner, owner));
         let entry = found.and_then(|index| book.entries.remove(index).ok());
         // Nobody keeps the memory of the most that there ever were.
-        let unused = book.entries.is_empty().then(|| mem::take(&mut book.entries));
+        let unused = book
+            .entries
+            .is_empty()
+            .then(|| mem::take(&mut book.entries));
         drop(book);
         drop((entry, unused));
     }

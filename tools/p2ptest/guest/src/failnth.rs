@@ -47,6 +47,11 @@ pub enum What {
 /// What a failed allocation or copy may end in.
 const CLEAN: [Errno; 2] = [Errno::ENOMEM, Errno::EFAULT];
 
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+/// Of objects: more than a page, so that there are lists of pages.
+pub const SIZE: u64 = 4 * PAGE;
+
 /// More failures than any call has places for.
 const MAX_FAILURES: u32 = 20_000;
 
@@ -206,4 +211,32 @@ impl FailNth {
         }
         panic!("the call has more than {MAX_FAILURES} failures");
     }
+}
+
+/// Tries all failures of a call and says how many there were.
+#[track_caller]
+pub fn exhaust<P, T: Debug>(
+    what: &str,
+    prepare: impl Fn() -> P,
+    call: impl Fn(&P) -> Result<T, Errno>,
+) {
+    exhaust_and_check(What::All, what, prepare, call, |_, _| ());
+}
+
+/// The same, with a look at each result.
+#[track_caller]
+pub fn exhaust_and_check<P, T: Debug>(
+    fails: What,
+    what: &str,
+    prepare: impl Fn() -> P,
+    call: impl Fn(&P) -> Result<T, Errno>,
+    check: impl Fn(&P, Result<&T, &Errno>),
+) {
+    let tried = FailNth::open(fails).exhaust(prepare, call, check);
+    println!("{what}: {tried:?}");
+}
+
+/// An error of the standard library as the kernel gave it.
+pub fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }

@@ -28,9 +28,12 @@ const LIST_LIMIT: Duration = Duration::from_secs(30);
 pub const MAX_DEAD_BOOTS: usize = 2;
 /// What runs on the debug kernel in every run, in mapped mode: the programs that
 /// map, move and revoke most, and those with subtests that need it.
-const DEBUG_PART: [(&str, Topology); 6] = [
+const DEBUG_PART: [(&str, Topology); 9] = [
     ("p2p_export", Topology::Switch),
     ("p2p_failnth", Topology::Switch),
+    ("p2p_failnth_importer", Topology::Switch),
+    ("p2p_failnth_nic", Topology::Switch),
+    ("p2p_fuzz", Topology::Switch),
     ("p2p_invalidate", Topology::Switch),
     ("p2p_iommu", Topology::Iommu),
     ("p2p_remove", Topology::Switch),
@@ -239,7 +242,10 @@ mod tests {
 
     #[test]
     fn on_the_debug_kernel_it_brings_its_audit() {
-        let cases = vec![case("debug-mapped", "p2p_gem", "a"), case("debug-mapped", "p2p_gem", "b")];
+        let cases = vec![
+            case("debug-mapped", "p2p_gem", "a"),
+            case("debug-mapped", "p2p_gem", "b"),
+        ];
         let filter = Filter::new(Some("debug-mapped/p2p_gem@a"), "").unwrap();
         let (chosen, ids) = choose(cases, &filter);
         assert_eq!(chosen.len(), 1);

@@ -52,7 +52,9 @@ impl<'a> Work<'a> {
         let cases: Vec<_> = cases.filter(|case| case.place == place).collect();
         let groups = cases.chunk_by(|a, b| a.group() == b.group());
         let state = State {
-            groups: groups.map(|group| group.iter().copied().collect()).collect(),
+            groups: groups
+                .map(|group| group.iter().copied().collect())
+                .collect(),
             active: 0,
             boots: 0,
             ends: None,
@@ -117,7 +119,9 @@ impl<'a> Work<'a> {
         let outcome = |verdict| Outcome::new(self.place.end_id(), verdict, Duration::ZERO);
         Some(match state.ends.take() {
             Some(ends) => outcome(of_findings(&ends.findings)).command(&ends.command),
-            None => outcome(Verdict::Skip("the last test's guest died before".to_owned())),
+            None => outcome(Verdict::Skip(
+                "the last test's guest died before".to_owned(),
+            )),
         })
     }
 

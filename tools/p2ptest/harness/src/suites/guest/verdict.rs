@@ -57,9 +57,8 @@ mod tests {
 
     #[test]
     fn verdicts() {
-        let verdict = |status, said, findings: &[&str]| {
-            of(&outcome(End::Told(status), said, findings), "a")
-        };
+        let verdict =
+            |status, said, findings: &[&str]| of(&outcome(End::Told(status), said, findings), "a");
         assert_eq!(verdict(Status::Exit(0), "SUCCESS", &[]), Verdict::Pass);
         let skip = verdict(Status::Exit(77), "SKIP", &[]);
         assert_eq!(skip, Verdict::Skip("x".into()));

@@ -1,19 +1,54 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the NIC's driver does for its files.
+//! Tests of each ioctl of the NIC's driver while memory runs out, as `p2p_failnth` has
+//! them of the GPU's.
 
-use crate::{SIZE, errno, exhaust, exhaust_and_check};
-use p2pguest::failnth::What;
+use p2pguest::failnth::{SIZE, What, errno, exhaust, exhaust_and_check};
 use p2pguest::gpu::Placement;
-use p2pguest::igt;
+use p2pguest::igt::{self, Subtest};
 use p2pguest::map::Mapping;
 use p2pguest::nic::{ACCESS_ALL, Nic, TIMEOUT};
 use p2pguest::rig::{Rig, request};
+use p2pguest::subtests;
 use p2pguest::sys::uapi::*;
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::process::ExitCode;
 use std::time::Duration;
 
-pub fn nic_open() {
+const SUBTESTS: &[Subtest] = subtests![
+    /// Opening a NIC and closing it.
+    nic_open,
+    /// QUERY of a NIC.
+    nic_query,
+    /// REG_REGION: attaching to a dma-buf.
+    register,
+    /// REG_USER: mapping an object, in both placements, and ordinary memory.
+    register_user,
+    /// DEREG_REGION: the region is gone, or still there.
+    deregister,
+    /// REGION_INFO.
+    region_info,
+    /// CREATE_QP.
+    create_qp,
+    /// CONNECT_QP.
+    connect_qp,
+    /// DESTROY_QP: the queue pair is gone, or still there.
+    destroy_qp,
+    /// POST_SEND.
+    post_send,
+    /// POST_RECV.
+    post_recv,
+    /// POLL of an empty queue.
+    poll,
+    /// POLL of a completion: it is told once, however often that fails.
+    poll_completion,
+];
+
+fn main() -> ExitCode {
+    igt::main(SUBTESTS)
+}
+
+fn nic_open() {
     let Some(path) = Nic::paths().ok().and_then(|paths| paths.into_iter().next()) else {
         igt::skip("needs a p2pnic device");
     };
@@ -21,12 +56,12 @@ pub fn nic_open() {
     exhaust("open", || (), open);
 }
 
-pub fn nic_query() {
+fn nic_query() {
     let nic = Nic::open(0);
     exhaust("QUERY", || (), |()| nic.__query());
 }
 
-pub fn register() {
+fn register() {
     let rig = Rig::open();
     for placement in Placement::ALL {
         let exported = rig.export(0, SIZE, placement);
@@ -38,7 +73,7 @@ pub fn register() {
     }
 }
 
-pub fn register_user() {
+fn register_user() {
     let rig = Rig::open();
     for placement in Placement::ALL {
         let mapped = || {
@@ -56,7 +91,7 @@ pub fn register_user() {
     });
 }
 
-pub fn deregister() {
+fn deregister() {
     let rig = Rig::open();
     let exported = rig.export(0, SIZE, Placement::Vram);
     let region = || rig.nic[0].register(&exported.fd, ACCESS_ALL, SIZE);
@@ -72,24 +107,24 @@ pub fn deregister() {
     );
 }
 
-pub fn region_info() {
+fn region_info() {
     let rig = Rig::open();
     let registered = rig.register(0, SIZE, Placement::Vram);
     exhaust("REGION_INFO", || (), |()| registered.region.__info());
 }
 
-pub fn create_qp() {
+fn create_qp() {
     let nic = Nic::open(0);
     exhaust("CREATE_QP", || (), |()| nic.__create_qp(4, 4));
 }
 
-pub fn connect_qp() {
+fn connect_qp() {
     let rig = Rig::open();
     let pair = || (rig.nic[0].create_qp(4, 4), rig.nic[1].create_qp(4, 4));
     exhaust("CONNECT_QP", pair, |(near, far)| near.__connect(far.number));
 }
 
-pub fn destroy_qp() {
+fn destroy_qp() {
     let nic = Nic::open(0);
     let pair = || nic.create_qp(4, 4);
     exhaust_and_check(
@@ -101,7 +136,7 @@ pub fn destroy_qp() {
     );
 }
 
-pub fn post_send() {
+fn post_send() {
     let rig = Rig::open();
     let source = rig.register(0, SIZE, Placement::Vram);
     let target = rig.register(1, SIZE, Placement::Vram);
@@ -119,7 +154,7 @@ pub fn post_send() {
     );
 }
 
-pub fn post_recv() {
+fn post_recv() {
     let rig = Rig::open();
     let target = rig.register(0, SIZE, Placement::Vram);
     exhaust(
@@ -129,13 +164,13 @@ pub fn post_recv() {
     );
 }
 
-pub fn poll() {
+fn poll() {
     let rig = Rig::open();
     let wire = rig.connect(4);
     exhaust("POLL", || (), |()| wire.near.__poll(1, Duration::ZERO));
 }
 
-pub fn poll_completion() {
+fn poll_completion() {
     let rig = Rig::open();
     let (source, target) = (
         rig.register(0, SIZE, Placement::Vram),

@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Tests of each ioctl of both drivers while memory runs out: the first, the
+//! Tests of each ioctl of the GPU's driver while memory runs out: the first, the
 //! second and every other allocation that it makes fails, and every copy from and
 //! to userspace. Each failure ends in ENOMEM or EFAULT and leaves nothing behind.
 //! Needs the debug kernel.
 
-mod importer;
-mod nic;
-mod simple;
-
-use importer::*;
-use nic::*;
 use nix::errno::Errno;
 use p2pguest::drm;
-use p2pguest::failnth::{FailNth, What};
+use p2pguest::failnth::{PAGE, SIZE, What, errno, exhaust, exhaust_and_check};
 use p2pguest::gpu::{Bo, Gpu, Placement};
 use p2pguest::igt::{self, Subtest};
 use p2pguest::map::Mapping;
@@ -23,10 +17,7 @@ use p2pguest::submit::{Context, binary, point};
 use p2pguest::subtests;
 use p2pguest::syncobj::{PATIENCE, Syncobj};
 use p2pguest::sys::uapi::*;
-use simple::*;
-use std::fmt::Debug;
 use std::fs::File;
-use std::io;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
@@ -73,88 +64,10 @@ const SUBTESTS: &[Subtest] = subtests![
     policy,
     /// PRIME import of an own object.
     import,
-    /// Opening a NIC and closing it.
-    nic_open,
-    /// QUERY of a NIC.
-    nic_query,
-    /// REG_REGION: attaching to a dma-buf.
-    register,
-    /// REG_USER: mapping an object, in both placements, and ordinary memory.
-    register_user,
-    /// DEREG_REGION: the region is gone, or still there.
-    deregister,
-    /// REGION_INFO.
-    region_info,
-    /// CREATE_QP.
-    create_qp,
-    /// CONNECT_QP.
-    connect_qp,
-    /// DESTROY_QP: the queue pair is gone, or still there.
-    destroy_qp,
-    /// POST_SEND.
-    post_send,
-    /// POST_RECV.
-    post_recv,
-    /// POLL of an empty queue.
-    poll,
-    /// POLL of a completion: it is told once, however often that fails.
-    poll_completion,
-    /// Attaching importers of all kinds.
-    attach,
-    /// Mapping for a peer: through slots, in system memory, and falling back to it.
-    map,
-    /// Mapping for an importer that the core pins for.
-    map_static,
-    /// Mapping for a peer that needs the slots of another one.
-    map_takes_slots,
-    /// Pinning, where the object is and in system memory.
-    pin,
-    /// Unmapping, unpinning and detaching: they need nothing.
-    let_go,
-    /// What else the test importer can be asked for.
-    ask_importer,
-    /// Exporting a simple device's BAR, a range and pages to come.
-    simple_export,
-    /// mmap of a simple device's file, and touching a page there.
-    simple_mmap,
-    /// Mapping pages of a simple device, by dma-buf and by address.
-    simple_map,
 ];
 
 fn main() -> ExitCode {
     igt::main(SUBTESTS)
-}
-
-const PAGE: u64 = 4096;
-/// Of objects: more than a page, so that there are lists of pages.
-const SIZE: u64 = 4 * PAGE;
-
-/// Tries all failures of a call and says how many there were.
-#[track_caller]
-fn exhaust<P, T: Debug>(
-    what: &str,
-    prepare: impl Fn() -> P,
-    call: impl Fn(&P) -> Result<T, Errno>,
-) {
-    exhaust_and_check(What::All, what, prepare, call, |_, _| ());
-}
-
-/// The same, with a look at each result.
-#[track_caller]
-fn exhaust_and_check<P, T: Debug>(
-    fails: What,
-    what: &str,
-    prepare: impl Fn() -> P,
-    call: impl Fn(&P) -> Result<T, Errno>,
-    check: impl Fn(&P, Result<&T, &Errno>),
-) {
-    let tried = FailNth::open(fails).exhaust(prepare, call, check);
-    println!("{what}: {tried:?}");
-}
-
-/// An error of the standard library as the kernel gave it.
-fn errno(error: &io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
 fn gpu_open() {

@@ -1,15 +1,47 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What an exporter does for importers, in the caller's context.
+//! Tests of what exporters do for importers while memory runs out, as `p2p_failnth` has
+//! them of ioctls: the GPU's driver, and the helper for simple devices.
 
-use crate::{SIZE, exhaust, exhaust_and_check};
-use p2pguest::failnth::What;
+mod simple;
+
+use p2pguest::failnth::{SIZE, What, exhaust, exhaust_and_check};
 use p2pguest::gpu::Placement;
-use p2pguest::igt;
+use p2pguest::igt::{self, Subtest};
 use p2pguest::importer::{Attach, Direction, Importer, Kind};
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{Exported, RESERVED, Rig};
 use p2pguest::setting::Setting;
+use p2pguest::subtests;
 use p2pguest::sys::uapi::*;
+use simple::*;
+use std::process::ExitCode;
+
+const SUBTESTS: &[Subtest] = subtests![
+    /// Attaching importers of all kinds.
+    attach,
+    /// Mapping for a peer: through slots, in system memory, and falling back to it.
+    map,
+    /// Mapping for an importer that the core pins for.
+    map_static,
+    /// Mapping for a peer that needs the slots of another one.
+    map_takes_slots,
+    /// Pinning, where the object is and in system memory.
+    pin,
+    /// Unmapping, unpinning and detaching: they need nothing.
+    let_go,
+    /// What else the test importer can be asked for.
+    ask_importer,
+    /// Exporting a simple device's BAR, a range and pages to come.
+    simple_export,
+    /// mmap of a simple device's file, and touching a page there.
+    simple_mmap,
+    /// Mapping pages of a simple device, by dma-buf and by address.
+    simple_map,
+];
+
+fn main() -> ExitCode {
+    igt::main(SUBTESTS)
+}
 
 /// How importers attach that may be peers of GPU 0.
 fn peer(rig: &Rig) -> Attach {
@@ -30,7 +62,7 @@ fn assert_safe((_, exported): &(Importer, Exported<'_>)) {
     exported.bo.assert_holds(Pattern(1));
 }
 
-pub fn attach() {
+fn attach() {
     let rig = Rig::open();
     for how in [
         peer(&rig),
@@ -58,7 +90,7 @@ fn map_as(rig: &Rig, placement: Placement, how: Attach) {
     );
 }
 
-pub fn map() {
+fn map() {
     let rig = Rig::open();
     for placement in Placement::ALL {
         map_as(&rig, placement, peer(&rig));
@@ -70,7 +102,7 @@ pub fn map() {
     map_as(&rig, Placement::Vram, peer(&rig));
 }
 
-pub fn map_static() {
+fn map_static() {
     let rig = Rig::open();
     let how = peer(&rig).kind(Kind::Static);
     for placement in Placement::ALL {
@@ -79,7 +111,7 @@ pub fn map_static() {
     map_as(&rig, Placement::Vram, how.software());
 }
 
-pub fn map_takes_slots() {
+fn map_takes_slots() {
     let rig = Rig::open();
     let gpu = &rig.gpu[0];
     let pages = SIZE / gpu.page;
@@ -109,7 +141,7 @@ pub fn map_takes_slots() {
     );
 }
 
-pub fn pin() {
+fn pin() {
     let rig = Rig::open();
     for how in [peer(&rig), peer(&rig).no_peer()] {
         exhaust_and_check(
@@ -123,7 +155,7 @@ pub fn pin() {
 }
 
 /// Lets go of all that an importer has, with a failure at each step.
-pub fn let_go() {
+fn let_go() {
     let rig = Rig::open();
     for how in [peer(&rig), peer(&rig).kind(Kind::Static)] {
         let held = || {
@@ -151,7 +183,7 @@ pub fn let_go() {
     });
 }
 
-pub fn ask_importer() {
+fn ask_importer() {
     let rig = Rig::open();
     let mapped = || {
         let mapped = attached(&rig, Placement::Vram, peer(&rig));

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the helper for simple devices does, in the caller's context.
 
-use crate::{PAGE, exhaust};
 use nix::errno::Errno;
 use p2pguest::addresses::Addresses;
+use p2pguest::failnth::{PAGE, exhaust};
 use p2pguest::importer::{Attach, Direction, Importer};
 use p2pguest::map::Mapping;
 use p2pguest::nic::Nic;
