@@ -82,6 +82,27 @@ fn configure(path: &str, value: &str) {
     }
 }
 
+/// Where the addresses of [`BOOKKEEPING`] are kept: they do not change as long as the kernel
+/// runs, and it takes seconds to name all of its symbols.
+const ADDRESSES: &str = "/tmp/failnth-addresses";
+
+/// The addresses of [`BOOKKEEPING`].
+#[track_caller]
+fn bookkeeping() -> [u64; 2] {
+    let kept = fs::read_to_string(ADDRESSES).unwrap_or_default();
+    let kept: Vec<_> = kept
+        .split(' ')
+        .map_while(|word| word.parse().ok())
+        .collect();
+    if let [start, end] = kept[..] {
+        return [start, end];
+    }
+    let [start, end] = addresses(BOOKKEEPING);
+    // If it cannot be kept, it is looked for again.
+    let _ = fs::write(ADDRESSES, format!("{start} {end}"));
+    [start, end]
+}
+
 /// The addresses of two functions of the kernel, in this order.
 #[track_caller]
 fn addresses(names: [&str; 2]) -> [u64; 2] {
@@ -108,7 +129,7 @@ impl FailNth {
         for (path, value) in SETTINGS {
             configure(path, value);
         }
-        let [start, end] = addresses(BOOKKEEPING).map(|address| address.to_string());
+        let [start, end] = bookkeeping().map(|address| address.to_string());
         for kind in ["failslab", "fail_page_alloc"] {
             configure(&format!("{kind}/reject-start"), &start);
             configure(&format!("{kind}/reject-end"), &end);
