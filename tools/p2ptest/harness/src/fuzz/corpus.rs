@@ -44,14 +44,17 @@ struct Entry {
 /// The sequences that reached something new.
 #[derive(Debug)]
 pub struct Corpus {
+    /// Steps of each.
+    len: usize,
     entries: Vec<Entry>,
     random: Rng,
 }
 
 impl Corpus {
-    /// No sequences yet; the seed decides among those that come.
-    pub fn new(seed: u64) -> Self {
+    /// No sequences yet, of `len` steps each; the seed decides among those that come.
+    pub fn new(seed: u64, len: usize) -> Self {
         Self {
+            len,
             entries: Vec::new(),
             random: Rng::with_seed(seed),
         }
@@ -73,6 +76,8 @@ impl Corpus {
             true => entry.steps,
             false => self.random.usize(1..=entry.steps),
         };
+        // A quarter of the steps at least are new.
+        let steps = steps.min(self.len - self.len / 4);
         entry.sequence.continued(steps, stream)
     }
 
@@ -110,7 +115,7 @@ mod tests {
 
     #[test]
     fn what_reached_nothing_new_is_not_gone_on_from() {
-        let mut corpus = Corpus::new(1);
+        let mut corpus = Corpus::new(1, 150);
         corpus.add(Sequence::new(0), news(0, 0));
         for stream in 1..100 {
             assert_eq!(corpus.next(stream), Sequence::new(stream));
@@ -119,7 +124,7 @@ mod tests {
 
     #[test]
     fn sequences_go_on_from_those_that_found_something() {
-        let mut corpus = Corpus::new(1);
+        let mut corpus = Corpus::new(1, 150);
         corpus.add(Sequence::new(0), news(5, 40));
         corpus.add(Sequence::new(1), news(5, 50));
         let mut fresh = 0;
@@ -141,9 +146,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_found_late_is_left_early() {
+        let mut corpus = Corpus::new(1, 100);
+        corpus.add(Sequence::new(0), news(5, 100));
+        for stream in 1..100 {
+            let end = corpus.next(stream).streams(100).next().unwrap().1;
+            assert!(end <= 75 || end == 100, "{end}");
+        }
+    }
+
+    #[test]
     fn a_seed_decides() {
         let all = |seed| {
-            let mut corpus = Corpus::new(seed);
+            let mut corpus = Corpus::new(seed, 150);
             corpus.add(Sequence::new(0), news(5, 40));
             (1..50).map(|s| corpus.next(s)).collect::<Vec<_>>()
         };

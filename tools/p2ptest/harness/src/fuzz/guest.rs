@@ -172,7 +172,7 @@ impl Fuzzer<'_> {
     fn search(&mut self) -> Result<Option<(Sequence, Failure)>> {
         let start = Instant::now();
         let mut show = Show::default();
-        let mut corpus = Corpus::new(self.wish.seed);
+        let mut corpus = Corpus::new(self.wish.seed, self.wish.steps);
         let mut counts = Counts::default();
         for stream in 0.. {
             if start.elapsed() >= self.wish.duration {
