@@ -28,7 +28,7 @@ const LIST_LIMIT: Duration = Duration::from_secs(30);
 pub const MAX_DEAD_BOOTS: usize = 2;
 /// What runs on the debug kernel in every run, in mapped mode: the programs that
 /// map, move and revoke most, and those with subtests that need it.
-const DEBUG_PART: [(&str, Topology); 10] = [
+const DEBUG_PART: [(&str, Topology); 9] = [
     ("p2p_export", Topology::Switch),
     ("p2p_failnth", Topology::Switch),
     ("p2p_failnth_importer", Topology::Switch),
@@ -37,7 +37,6 @@ const DEBUG_PART: [(&str, Topology); 10] = [
     ("p2p_invalidate", Topology::Switch),
     ("p2p_iommu", Topology::Iommu),
     ("p2p_remove", Topology::Switch),
-    ("p2p_simple", Topology::Switch),
     ("p2p_vma", Topology::Switch),
 ];
 
