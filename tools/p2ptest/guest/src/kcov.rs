@@ -56,14 +56,14 @@ impl Kcov {
 
     /// The points that were reached since the last time, in their order; some of them
     /// often.
-    pub fn take(&self) -> impl Iterator<Item = u64> {
+    pub fn take(&self) -> Vec<u64> {
         let count = usize::try_from(self.shared.load(0)).unwrap_or(usize::MAX);
         // The kernel writes during this thread's calls only; none is made from here on
         // until all have been read.
-        let points = (1..=count.min(WORDS - 1)).map(|at| self.shared.load(at * WORD));
-        let points: Vec<_> = points.collect();
+        let places = 1..=count.min(WORDS - 1);
+        let points = places.map(|at| self.shared.load(at * WORD)).collect();
         self.shared.store(0, 0);
-        points.into_iter()
+        points
     }
 }
 
