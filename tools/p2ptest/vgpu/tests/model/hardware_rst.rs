@@ -2,16 +2,21 @@
 
 //! The tables of the documentation against `regs.rs`, both ways.
 
+use std::path::Path;
+
 use vgpu::regs::{self, Access, Counter, Global, RingReg, Row};
 
-const PAGE: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../../../Documentation/gpu/p2pgpu/hardware.rst"
-);
+/// The text of the page. Where that is is asked at run time: what one checkout has
+/// compiled may run for another one.
+fn page() -> String {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("the package's folder");
+    let top = Path::new(&package).join("../../..");
+    std::fs::read_to_string(top.join("Documentation/gpu/p2pgpu/hardware.rst")).unwrap()
+}
 
 /// The lines of a section of the GPU's chapter, up to the next title.
 fn section(title: &str) -> Vec<String> {
-    let text = std::fs::read_to_string(PAGE).unwrap();
+    let text = page();
     let lines: Vec<&str> = text.lines().collect();
     let is_rule = |line: &str| {
         line.len() > 2
