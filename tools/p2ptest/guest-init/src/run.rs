@@ -18,7 +18,11 @@ use p2p_init::{Status, TESTS};
 const KILL_LIMIT: Duration = Duration::from_secs(40);
 /// How long output may come after the program's end, from what it left behind.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-const TICK: Duration = Duration::from_millis(5);
+/// How often it is looked whether a program has ended that has not closed its output. To look
+/// takes an emulated processor long, and most close it as they end.
+const TICK: Duration = Duration::from_millis(50);
+/// The same of one that has.
+const LAST_TICK: Duration = Duration::from_millis(2);
 
 /// Runs a program for at most `timeout` seconds and hands on what it writes.
 pub fn run(argv: &[String], timeout: u64, mut output: impl FnMut(String) -> Result<()>) -> Status {
@@ -92,7 +96,7 @@ fn wait(
         // The sender may be gone before the child is: then this does not wait.
         match lines.recv_timeout(TICK) {
             Ok(line) => output(line)?,
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => std::thread::sleep(TICK),
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => std::thread::sleep(LAST_TICK),
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
         }
         if let Some(status) = child.try_wait()? {
