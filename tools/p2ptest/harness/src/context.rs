@@ -28,6 +28,8 @@ pub struct Context {
     pub guests: usize,
     /// How often the chosen tests run.
     pub repeat: u32,
+    /// Whether runs that were stopped go on.
+    pub resume: bool,
     /// Which of these runs this is, if there are many.
     pub run: Option<u32>,
     /// Multiplies every timeout.
@@ -230,6 +232,11 @@ impl Context {
             },
             None => 1,
         };
+        let resume = match text("RESUME").as_deref() {
+            None | Some("0") => false,
+            Some("1") => true,
+            Some(v) => bail!("RESUME={v}: expected 0 or 1"),
+        };
         let timeout_scale = match text("TIMEOUT_SCALE") {
             Some(v) => match v.parse::<f64>() {
                 Ok(n) if n.is_finite() && n > 0.0 => n,
@@ -280,6 +287,7 @@ impl Context {
             jobs,
             guests,
             repeat,
+            resume,
             run: None,
             timeout_scale,
             cycles,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::content::write_atomic;
 
@@ -92,7 +92,7 @@ struct Collected<W> {
 }
 
 /// How many passed, failed and were skipped. A crash is a failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Passed.
     pub passed: usize,

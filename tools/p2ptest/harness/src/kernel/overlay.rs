@@ -275,7 +275,7 @@ pub fn new_paths(top: &Path) -> impl Iterator<Item = Result<PathBuf>> {
 }
 
 /// Editors' and patch's leftovers are no part of the tree.
-fn is_leftover(path: &Path) -> bool {
+pub fn is_leftover(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with('.')
         || name.ends_with('~')
