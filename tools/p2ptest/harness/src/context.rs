@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, bail};
 /// Cycles unless CYCLES says otherwise: few, as each takes a moment without KVM.
 const CYCLES: u32 = 12;
 
-/// Guests at the same time unless GUESTS says otherwise, and there are so many processors:
-/// each takes a gigabyte of memory and more.
+/// Guests at the same time unless GUESTS says otherwise, at most: each takes a gigabyte of
+/// memory and more.
 const GUESTS: usize = 4;
 
 /// The folders and settings of this run.
@@ -223,7 +223,8 @@ impl Context {
                 Ok(n) if n > 0 => n,
                 _ => bail!("GUESTS={v} is not a number of guests"),
             },
-            None => std::thread::available_parallelism().map_or(1, |n| n.get().min(GUESTS)),
+            // Each waits for a part of its time: another one uses that.
+            None => std::thread::available_parallelism().map_or(1, |n| GUESTS.min(n.get() + 1)),
         };
         let repeat = match text("REPEAT") {
             Some(v) => match v.parse() {
