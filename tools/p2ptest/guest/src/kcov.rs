@@ -58,8 +58,8 @@ impl Kcov {
     /// often.
     pub fn take(&self) -> Vec<u64> {
         let count = usize::try_from(self.shared.load(0)).unwrap_or(usize::MAX);
-        // The kernel writes during this thread's calls only; none is made from here on
-        // until all have been read.
+        // The kernel adds to the end, in this thread's calls and faults only. Those that
+        // the list below takes are not of interest, and go unread.
         let places = 1..=count.min(WORDS - 1);
         let points = places.map(|at| self.shared.load(at * WORD)).collect();
         self.shared.store(0, 0);
