@@ -18,6 +18,7 @@ use p2pguest::sys::uapi::*;
 use p2pguest::topology::Topology;
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -294,6 +295,11 @@ fn slab() -> u64 {
     number.expect("SUnreclaim of /proc/meminfo") * 1024
 }
 
+/// Whether the kernel looks for memory that nobody refers to.
+fn kmemleak_looks() -> bool {
+    Path::new("/sys/kernel/debug/kmemleak").exists()
+}
+
 pub fn unmap_frees_the_scatterlist() {
     const RANGES: u64 = 64;
     const CYCLES: u32 = 10_000;
@@ -311,6 +317,11 @@ pub fn unmap_frees_the_scatterlist() {
     );
     importer.unmap(index);
     importer.cycle(Direction::Both, 100);
+    if kmemleak_looks() {
+        // It sees a single one, when the group has ended. Here a cycle may take long: each
+        // range is a mapping that the DMA API's debugging keeps.
+        return;
+    }
     let before = slab();
     importer.cycle(Direction::Both, CYCLES);
     let grown = slab().saturating_sub(before);
