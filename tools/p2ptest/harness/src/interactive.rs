@@ -17,7 +17,7 @@ use crate::initrd::{self, in_guest};
 use crate::kernel;
 use crate::models::Models;
 use crate::qemu::{Accel, Console, Guest};
-use crate::session::{End, Parts, Session, socket_folder};
+use crate::session::{End, Parts, Session, Turns, socket_folder};
 use crate::stop;
 
 /// A transfer of some 100 MiB under TCG takes minutes.
@@ -95,6 +95,7 @@ pub fn demo(ctx: &Context) -> Result<bool> {
         accel,
         memory: kernel.flavour.memory() + memory,
         counters: None,
+        turns: Turns::default(),
     };
     let mut session = Session::start(&parts, ctx.setup, "demo", "kunit.enable=0")?;
     let mut findings = std::mem::take(&mut session.boot);

@@ -8,8 +8,8 @@ use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -59,6 +59,25 @@ pub struct Parts<'a> {
     pub memory: u64,
     /// How often the kernel's lines were reached, if it counts them.
     pub counters: Option<Arc<Counters>>,
+    /// What its guests run beside each other.
+    pub turns: Turns,
+}
+
+/// Guests run things beside each other, or one of them has all processors.
+#[derive(Debug, Clone, Default)]
+pub struct Turns(Arc<RwLock<()>>);
+
+impl Turns {
+    fn beside_others<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _turn = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        f()
+    }
+
+    /// Waits until no other guest runs anything.
+    fn alone<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _turn = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        f()
+    }
 }
 
 /// What came of one request.
@@ -106,6 +125,7 @@ pub struct Session {
     pub boot: Vec<String>,
     /// The guest is not fit for another test.
     pub retired: bool,
+    turns: Turns,
     counters: Option<Arc<Counters>>,
     /// What this guest's memory held of them last.
     counted: Snapshot,
@@ -177,12 +197,13 @@ impl Session {
             console_path,
             boot: Vec::new(),
             retired: false,
+            turns: parts.turns.clone(),
             counters: parts.counters.clone(),
             counted: Snapshot::new(),
             scale: parts.ctx.timeout_scale * parts.flavour.slowness(),
             folder,
         };
-        session.await_ready()?;
+        parts.turns.beside_others(|| session.await_ready())?;
         Ok(session)
     }
 
@@ -211,6 +232,33 @@ impl Session {
     /// When the user stops the run, or a file cannot be written. What goes wrong in
     /// the guest is an outcome.
     pub fn run(
+        &mut self,
+        id: &str,
+        argv: Vec<String>,
+        timeout: Duration,
+        live: &mut dyn FnMut(&str),
+    ) -> Result<Outcome> {
+        let turns = self.turns.clone();
+        turns.beside_others(|| self.run_now(id, argv, timeout, live))
+    }
+
+    /// The same while no other guest runs anything.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Session::run`].
+    pub fn run_alone(
+        &mut self,
+        id: &str,
+        argv: Vec<String>,
+        timeout: Duration,
+        live: &mut dyn FnMut(&str),
+    ) -> Result<Outcome> {
+        let turns = self.turns.clone();
+        turns.alone(|| self.run_now(id, argv, timeout, live))
+    }
+
+    fn run_now(
         &mut self,
         id: &str,
         argv: Vec<String>,
@@ -252,7 +300,8 @@ impl Session {
     /// As for [`Session::run`].
     pub fn leaks(&mut self) -> Result<Outcome> {
         let limit = LEAKS_LIMIT.mul_f64(self.scale);
-        self.request(&Request::Leaks, limit, &mut |_| {})
+        let turns = self.turns.clone();
+        turns.beside_others(|| self.request(&Request::Leaks, limit, &mut |_| {}))
     }
 
     /// Takes the counters of a kernel that has them, from the guest's memory.

@@ -17,7 +17,7 @@ use crate::pool;
 use crate::qemu::Accel;
 use crate::results::{Counts, Outcome, Results};
 use crate::select::Filter;
-use crate::session::Parts;
+use crate::session::{Parts, Turns};
 use crate::stop;
 use crate::suites::{checks, conformance, guest, host, kunit};
 
@@ -271,6 +271,7 @@ fn run_guests(
         programs,
         memory: flavour.memory(),
         counters,
+        turns: Turns::default(),
     };
     for (_, chosen) in plan.kunit.iter().filter(|(of, _)| *of == flavour) {
         kunit::run(&parts, chosen, results)?;

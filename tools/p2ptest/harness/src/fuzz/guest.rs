@@ -21,7 +21,7 @@ use crate::context::Context;
 use crate::initrd::{self, in_guest};
 use crate::kernel;
 use crate::qemu::Accel;
-use crate::session::{End, Outcome, Parts, Session};
+use crate::session::{End, Outcome, Parts, Session, Turns};
 use crate::stop;
 
 /// Steps of a sequence, unless STEPS says otherwise.
@@ -320,6 +320,7 @@ pub fn run(ctx: &Context) -> Result<bool> {
         programs: &programs,
         memory: kernel.flavour.memory(),
         counters: None,
+        turns: Turns::default(),
     };
     let mut fuzzer = Fuzzer {
         parts: &parts,

@@ -84,8 +84,8 @@ pub struct Chosen {
     root: PathBuf,
     groups: Vec<Group>,
     ids: Vec<String>,
-    /// What is told of the packages.
-    packages: Option<Outcome>,
+    /// What is told without a guest: of the packages, and what this kernel does not run.
+    told: Vec<Outcome>,
 }
 
 impl Chosen {
@@ -114,7 +114,7 @@ pub fn choose(
     let told = |verdict| Outcome::new(id.clone(), verdict, Duration::ZERO);
     let unusable = |verdict| Chosen {
         ids: vec![id.clone()],
-        packages: Some(told(verdict)),
+        told: vec![told(verdict)],
         ..Chosen::default()
     };
     let root = match programs::fetch(ctx) {
@@ -132,10 +132,23 @@ pub fn choose(
             return Ok(unusable(Verdict::Fail(format!("{e:#}"))));
         }
     };
+    let mut outcomes: Vec<_> = filter
+        .takes(&id)
+        .then(|| told(Verdict::Pass))
+        .into_iter()
+        .collect();
     for group in &mut groups {
         let name = group.name(flavour);
-        let chosen = |subtest: &String| filter.takes(&self::id(&name, subtest));
-        group.subtests.retain(chosen);
+        group.subtests.retain(|subtest| {
+            let id = self::id(&name, subtest);
+            if !filter.takes(&id) {
+                return false;
+            }
+            let why = expected::too_slow(flavour, &group.program, subtest);
+            let skip = |why: &str| Outcome::new(id, Verdict::Skip(why.into()), Duration::ZERO);
+            outcomes.extend(why.map(skip));
+            why.is_none()
+        });
     }
     groups.retain(|group| !group.subtests.is_empty());
     let mut chosen = Chosen {
@@ -143,15 +156,15 @@ pub fn choose(
         groups,
         ..Chosen::default()
     };
-    chosen.plan(flavour, filter.takes(&id).then(|| told(Verdict::Pass)));
+    chosen.plan(flavour, outcomes);
     Ok(chosen)
 }
 
 impl Chosen {
-    /// Sets the ids that follow from the groups, and what is told of the packages.
-    fn plan(&mut self, flavour: Flavour, packages: Option<Outcome>) {
-        self.ids.extend(packages.iter().map(|told| told.id.clone()));
-        self.packages = packages;
+    /// Sets the ids that follow from the groups, and what is told without a guest.
+    fn plan(&mut self, flavour: Flavour, told: Vec<Outcome>) {
+        self.ids.extend(told.iter().map(|told| told.id.clone()));
+        self.told = told;
         for group in &self.groups {
             let name = group.name(flavour);
             self.ids.extend(group.subtests.iter().map(|s| id(&name, s)));
@@ -175,14 +188,14 @@ pub fn job<'a, W: Write + Send>(
     (!chosen.groups.is_empty()).then(|| Box::new(move || run(parts, chosen, results)) as Job<'a>)
 }
 
-/// Tells of the packages, which needs no guest.
+/// Tells what needs no guest.
 ///
 /// # Errors
 ///
 /// When a report cannot be written.
 pub fn tell<W: Write>(chosen: &Chosen, results: &Results<W>) -> Result<()> {
     chosen
-        .packages
+        .told
         .iter()
         .try_for_each(|told| results.add(told.clone()))
 }
@@ -199,6 +212,7 @@ fn run<W: Write>(parts: &Parts<'_>, chosen: &Chosen, results: &Results<W>) -> Re
         )?,
         image: parts.image.clone(),
         counters: parts.counters.clone(),
+        turns: parts.turns.clone(),
         ..*parts
     };
     let boot = boot_group(flavour);
@@ -259,7 +273,7 @@ fn run_group<W: Write>(
 ) -> Result<Guest> {
     let name = group.name(flavour);
     let runner = runner_id(&name);
-    let (mut ran, mut report) = start(session, &runner, group, &group.subtests)?;
+    let (mut ran, mut report) = start(session, Session::run, &runner, group, &group.subtests)?;
     for _ in 0..AGAIN {
         let failed: Vec<_> = match &report {
             Ok(report) => late(group, report).cloned().collect(),
@@ -268,7 +282,7 @@ fn run_group<W: Write>(
         if failed.is_empty() {
             break;
         }
-        let (again, told) = start(session, &runner, group, &failed)?;
+        let (again, told) = start(session, Session::run_alone, &runner, group, &failed)?;
         ran.output.extend(again.output);
         ran.findings.extend(again.findings);
         ran.time += again.time;
@@ -314,14 +328,20 @@ fn late<'a>(group: &'a Group, report: &'a Report) -> impl Iterator<Item = &'a St
     })
 }
 
+/// [`Session::run`], or [`Session::run_alone`].
+type Run =
+    fn(&mut Session, &str, Vec<String>, Duration, &mut dyn FnMut(&str)) -> Result<session::Outcome>;
+
 /// Starts `igt_runner` once, and reads its report. That there is none is no error.
 fn start(
     session: &mut Session,
+    run: Run,
     id: &str,
     group: &Group,
     subtests: &[String],
 ) -> Result<(session::Outcome, Result<Report, String>)> {
-    let mut ran = session.run(id, command(&group.program, subtests), LIMIT, &mut |_| {})?;
+    let argv = command(&group.program, subtests);
+    let mut ran = run(session, id, argv, LIMIT, &mut |_| {})?;
     if ran.end != End::Told(Status::Exit(0)) {
         return Ok((ran, Err("igt_runner did not come to its end".to_owned())));
     }
@@ -398,7 +418,7 @@ mod tests {
             groups: vec![group("core_auth")],
             ..Chosen::default()
         };
-        chosen.plan(Flavour::Debug, None);
+        chosen.plan(Flavour::Debug, Vec::new());
         let expected = [
             "debug-igt/core_auth@a",
             "debug-igt/core_auth@b",
@@ -412,7 +432,7 @@ mod tests {
         ];
         assert_eq!(chosen.ids(), expected);
         let mut nothing = Chosen::default();
-        nothing.plan(Flavour::Release, None);
+        nothing.plan(Flavour::Release, Vec::new());
         assert!(nothing.ids().is_empty());
     }
 
@@ -444,10 +464,12 @@ mod tests {
     #[test]
     fn what_may_be_late() {
         let told = r#"{"tests": {"igt@sw_sync@a": {"result": "fail"},
-            "igt@sw_sync@b": {"result": "pass"}, "igt@core_auth@a": {"result": "fail"}}}"#;
+            "igt@sw_sync@b": {"result": "warn"}, "igt@syncobj_wait@a": {"result": "pass"},
+            "igt@core_auth@a": {"result": "fail"}}}"#;
         let report = Report::parse(&[told.to_owned()]).unwrap();
         let names = |program| late(&group(program), &report).cloned().collect::<Vec<_>>();
-        assert_eq!(names("sw_sync"), ["a"]);
+        assert_eq!(names("sw_sync"), ["a", "b"]);
+        assert!(names("syncobj_wait").is_empty());
         assert!(names("core_auth").is_empty());
     }
 }

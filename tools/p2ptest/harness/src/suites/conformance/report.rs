@@ -101,9 +101,10 @@ impl Told {
         before.chain(lines.map(str::to_owned)).collect()
     }
 
-    /// Whether the test itself says that it failed.
+    /// Whether the test itself says that it failed, or that one may have before it: what
+    /// that one's threads write late is "warn" of this one.
     pub fn failed(&self) -> bool {
-        self.result == "fail"
+        matches!(self.result.as_str(), "fail" | "warn")
     }
 
     /// What that means.
