@@ -63,18 +63,20 @@ pub struct Parts<'a> {
     pub turns: Turns,
 }
 
-/// Guests run things beside each other, or one of them has all processors.
+/// Guests run things beside each other, or one of them has all processors: who runs one takes
+/// one turn, and none within it.
 #[derive(Debug, Clone, Default)]
 pub struct Turns(Arc<RwLock<()>>);
 
 impl Turns {
-    fn beside_others<R>(&self, f: impl FnOnce() -> R) -> R {
+    /// Waits while another guest has all of them.
+    pub fn beside_others<R>(&self, f: impl FnOnce() -> R) -> R {
         let _turn = self.0.read().unwrap_or_else(PoisonError::into_inner);
         f()
     }
 
     /// Waits until no other guest runs anything.
-    fn alone<R>(&self, f: impl FnOnce() -> R) -> R {
+    pub fn alone<R>(&self, f: impl FnOnce() -> R) -> R {
         let _turn = self.0.write().unwrap_or_else(PoisonError::into_inner);
         f()
     }
@@ -125,7 +127,8 @@ pub struct Session {
     pub boot: Vec<String>,
     /// The guest is not fit for another test.
     pub retired: bool,
-    turns: Turns,
+    /// As in [`Parts`].
+    pub turns: Turns,
     counters: Option<Arc<Counters>>,
     /// What this guest's memory held of them last.
     counted: Snapshot,
@@ -232,33 +235,6 @@ impl Session {
     /// When the user stops the run, or a file cannot be written. What goes wrong in
     /// the guest is an outcome.
     pub fn run(
-        &mut self,
-        id: &str,
-        argv: Vec<String>,
-        timeout: Duration,
-        live: &mut dyn FnMut(&str),
-    ) -> Result<Outcome> {
-        let turns = self.turns.clone();
-        turns.beside_others(|| self.run_now(id, argv, timeout, live))
-    }
-
-    /// The same while no other guest runs anything.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Session::run`].
-    pub fn run_alone(
-        &mut self,
-        id: &str,
-        argv: Vec<String>,
-        timeout: Duration,
-        live: &mut dyn FnMut(&str),
-    ) -> Result<Outcome> {
-        let turns = self.turns.clone();
-        turns.alone(|| self.run_now(id, argv, timeout, live))
-    }
-
-    fn run_now(
         &mut self,
         id: &str,
         argv: Vec<String>,

@@ -273,7 +273,9 @@ fn run_group<W: Write>(
 ) -> Result<Guest> {
     let name = group.name(flavour);
     let runner = runner_id(&name);
-    let (mut ran, mut report) = start(session, Session::run, &runner, group, &group.subtests)?;
+    let turns = session.turns.clone();
+    let (mut ran, mut report) =
+        turns.beside_others(|| start(session, &runner, group, &group.subtests))?;
     for _ in 0..AGAIN {
         let failed: Vec<_> = match &report {
             Ok(report) => late(group, report).cloned().collect(),
@@ -282,7 +284,7 @@ fn run_group<W: Write>(
         if failed.is_empty() {
             break;
         }
-        let (again, told) = start(session, Session::run_alone, &runner, group, &failed)?;
+        let (again, told) = turns.alone(|| start(session, &runner, group, &failed))?;
         ran.output.extend(again.output);
         ran.findings.extend(again.findings);
         ran.time += again.time;
@@ -328,20 +330,15 @@ fn late<'a>(group: &'a Group, report: &'a Report) -> impl Iterator<Item = &'a St
     })
 }
 
-/// [`Session::run`], or [`Session::run_alone`].
-type Run =
-    fn(&mut Session, &str, Vec<String>, Duration, &mut dyn FnMut(&str)) -> Result<session::Outcome>;
-
 /// Starts `igt_runner` once, and reads its report. That there is none is no error.
 fn start(
     session: &mut Session,
-    run: Run,
     id: &str,
     group: &Group,
     subtests: &[String],
 ) -> Result<(session::Outcome, Result<Report, String>)> {
     let argv = command(&group.program, subtests);
-    let mut ran = run(session, id, argv, LIMIT, &mut |_| {})?;
+    let mut ran = session.run(id, argv, LIMIT, &mut |_| {})?;
     if ran.end != End::Told(Status::Exit(0)) {
         return Ok((ran, Err("igt_runner did not come to its end".to_owned())));
     }
