@@ -99,6 +99,11 @@ pub fn programs(ctx: &Context) -> Result<Programs> {
     })
 }
 
+/// The packages all of whose programs may have unit tests.
+const OTHERS: &[&str] = &["--workspace", "--exclude=p2pguest"];
+/// Most of the guest's programs are tests themselves: each would be linked twice.
+const GUEST: &[&str] = &["--package=p2pguest", "--lib", "--bin=p2pdemo"];
+
 /// Builds all test executables of the workspace. Their names hold a hash of the
 /// checkout's path: another checkout's build leaves them alone.
 ///
@@ -108,12 +113,15 @@ pub fn programs(ctx: &Context) -> Result<Programs> {
 pub fn tests(ctx: &Context) -> Result<Vec<Executable>> {
     let log = ctx.logs().join("host-tests-build.log");
     let _lock = lock::take(&ctx.cache.join("cargo.lock"), "builds programs")?;
-    let mut built = build(
-        ctx,
-        "host tests",
-        &log,
-        &["test", "--workspace", "--no-run"],
-    )?;
+    let mut built = Vec::new();
+    for packages in [OTHERS, GUEST] {
+        built.extend(build(
+            ctx,
+            "host tests",
+            &log,
+            &[&["test", "--no-run"], packages].concat(),
+        )?);
+    }
     built.retain(|e| e.test);
     Ok(built)
 }
