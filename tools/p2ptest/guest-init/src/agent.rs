@@ -48,11 +48,14 @@ pub fn serve(problems: Vec<String>) -> Result<()> {
             }
         }
     });
+    // Whether a scan has seen all that the programs left.
+    let mut seen = false;
     while let Ok(request) = requests.recv() {
         match request {
             Ok(Request::PowerOff) => return Ok(()),
             Ok(Request::Run { id, argv, timeout }) => {
                 agent.note(&format!("begin {id}"));
+                seen = false;
                 let status = run::run(&argv, timeout, |text| agent.output(text));
                 agent.note(&format!("end {id}: {status:?}"));
                 agent.end(status)?;
@@ -71,9 +74,10 @@ pub fn serve(problems: Vec<String>) -> Result<()> {
                 });
                 agent.found(stopped)?;
             }
-            Ok(Request::Leaks) => {
+            Ok(Request::Leaks { look }) => {
                 agent.note("looking for leaks");
-                agent.found(checkers::leaks())?;
+                agent.found(checkers::leaks(look, seen))?;
+                seen = true;
             }
             // The reader delivers answers itself.
             Ok(Request::Answer { .. }) => {}

@@ -7,6 +7,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use p2p_init::Look;
 
 const LOCKDEP: &str = "/proc/lockdep_stats";
 const DMA_DISABLED: &str = "/sys/kernel/debug/dma-api/disabled";
@@ -55,18 +56,23 @@ fn lockdep_works(stats: &str) -> bool {
         .any(|value| value.trim() == "1")
 }
 
-/// kmemleak's report of what has leaked since the last call, line by line.
+/// kmemleak's report of leaks that it did not tell before, line by line. `seen`: all that may
+/// have leaked was there when it last scanned.
 ///
 /// # Errors
 ///
 /// When this kernel has no kmemleak, or it has stopped.
-pub fn leaks() -> Result<Vec<String>> {
-    sleep(MIN_AGE);
+pub fn leaks(look: Look, seen: bool) -> Result<Vec<String>> {
     let command = |text: &str| {
         fs::write(KMEMLEAK, text).with_context(|| format!("writing {text} to {KMEMLEAK}"))
     };
-    // The first scan passes over what changed since the one before.
-    command("scan")?;
+    if look == Look::Thorough {
+        // A scan passes over what changed since the one before.
+        if !seen {
+            command("scan")?;
+        }
+        sleep(MIN_AGE);
+    }
     command("scan")?;
     let report = fs::read(KMEMLEAK).with_context(|| format!("reading {KMEMLEAK}"))?;
     command("clear")?;

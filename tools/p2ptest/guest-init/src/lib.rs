@@ -107,11 +107,25 @@ pub enum Request {
     /// Asks whether the debug kernel's checkers still work; exit code 1 if one has
     /// stopped, which is then named.
     Checkers,
-    /// Looks for memory that leaked since the last time; exit code 1 if there is
-    /// some, with kmemleak's report.
-    Leaks,
+    /// Looks for memory that leaked and was not told yet; exit code 1 if there is some, with
+    /// kmemleak's report.
+    Leaks {
+        /// How.
+        look: Look,
+    },
     /// Powers the guest off; there is no answer.
     PowerOff,
+}
+
+/// How to look for leaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Look {
+    /// One scan. It finds what leaked before the last one; what leaked since, the next one
+    /// will.
+    Glance,
+    /// Finds all that leaked.
+    Thorough,
 }
 
 /// What a program in the guest asks the host for. The host does not trust it: it

@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use p2p_init::{Ask, Report, Request, Status};
+use p2p_init::{Ask, Look, Report, Request, Status};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -269,15 +269,15 @@ impl Session {
         self.request(&Request::Checkers, limit, &mut |_| {})
     }
 
-    /// Asks the debug kernel what has leaked since the last time.
+    /// Asks the debug kernel what has leaked and was not told yet.
     ///
     /// # Errors
     ///
     /// As for [`Session::run`].
-    pub fn leaks(&mut self) -> Result<Outcome> {
+    pub fn leaks(&mut self, look: Look) -> Result<Outcome> {
         let limit = LEAKS_LIMIT.mul_f64(self.scale);
         let turns = self.turns.clone();
-        turns.beside_others(|| self.request(&Request::Leaks, limit, &mut |_| {}))
+        turns.beside_others(|| self.request(&Request::Leaks { look }, limit, &mut |_| {}))
     }
 
     /// Takes the counters of a kernel that has them, from the guest's memory.

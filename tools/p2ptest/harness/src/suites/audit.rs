@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a kernel is asked after a boot and after each group of tests, as tests of
-//! their own. The debug kernel: "debug-mapped/p2p_export@kmemleak" for what the group
+//! What a kernel is asked after a boot, after each group of tests and at a guest's end, as
+//! tests of their own. The debug kernel: "debug-mapped/p2p_export@kmemleak" for what
 //! leaked, "@checkers" for whether it could have been caught. The one that counts
 //! lines: "coverage-mapped/p2p_export@counters", whether it tells them.
+//!
+//! kmemleak is sure of a leak when it has seen it in two scans of all memory. After a group
+//! it does one: what the group leaked is told after the next one at the latest, or at the
+//! guest's end, as "debug-mapped/boot@kmemleak". The report names the process.
 
 use std::io::Write;
 use std::time::Duration;
 
 use anyhow::Result;
-use p2p_init::Status;
+use p2p_init::{Look, Status};
 
 use crate::context::Flavour;
 use crate::results::{Outcome, Results, Verdict};
@@ -34,6 +38,14 @@ pub fn ids(flavour: Flavour, group: &str) -> Vec<String> {
     }
 }
 
+/// The ids of what is asked at the end of the guests of a boot.
+pub fn end_ids(flavour: Flavour, boot: &str) -> Vec<String> {
+    match flavour {
+        Flavour::Release | Flavour::Coverage => Vec::new(),
+        Flavour::Debug => vec![leaks(boot)],
+    }
+}
+
 fn leaks(group: &str) -> String {
     format!("{group}@kmemleak")
 }
@@ -46,35 +58,79 @@ fn counters(group: &str) -> String {
     format!("{group}@counters")
 }
 
-/// Audits a group that has just run. What has leaked is forgotten, so that the
-/// next group is not blamed for it.
+/// Audits a boot.
 ///
 /// # Errors
 ///
 /// When the user stops the run, or a report cannot be written.
+pub fn boot<W: Write>(
+    session: &mut Session,
+    flavour: Flavour,
+    group: &str,
+    results: &Results<W>,
+) -> Result<Guest> {
+    let (id, outcome, found) = match flavour {
+        Flavour::Release => return Ok(Guest::Fit),
+        Flavour::Debug => (
+            checkers(group),
+            session.checkers()?,
+            "a checker has stopped",
+        ),
+        Flavour::Coverage => (
+            counters(group),
+            session.count()?,
+            "its counters cannot be read",
+        ),
+    };
+    add(session, (id, found), outcome, results)
+}
+
+/// Audits a group that has just run. What is told of leaks is forgotten, so that it is
+/// told once.
+///
+/// # Errors
+///
+/// As for [`boot`].
 pub fn run<W: Write>(
     session: &mut Session,
     flavour: Flavour,
     group: &str,
     results: &Results<W>,
 ) -> Result<Guest> {
-    match flavour {
-        Flavour::Release => return Ok(Guest::Fit),
-        Flavour::Debug => {}
-        Flavour::Coverage => {
-            let outcome = session.count()?;
-            let counters = (counters(group), "its counters cannot be read");
-            return add(session, counters, outcome, results);
-        }
-    }
-    let outcome = session.leaks()?;
-    let leaks = (leaks(group), "memory leaked");
-    if let guest @ Guest::Dead(_) = add(session, leaks, outcome, results)? {
+    if let guest @ Guest::Dead(_) = find_leaks(session, flavour, group, Look::Glance, results)? {
         return Ok(guest);
     }
-    let outcome = session.checkers()?;
-    let checkers = (checkers(group), "a checker has stopped");
-    add(session, checkers, outcome, results)
+    boot(session, flavour, group, results)
+}
+
+/// Audits a guest before it powers off; `group` is its boot's.
+///
+/// # Errors
+///
+/// As for [`boot`].
+pub fn end<W: Write>(
+    session: &mut Session,
+    flavour: Flavour,
+    group: &str,
+    results: &Results<W>,
+) -> Result<Guest> {
+    find_leaks(session, flavour, group, Look::Thorough, results)
+}
+
+fn find_leaks<W: Write>(
+    session: &mut Session,
+    flavour: Flavour,
+    group: &str,
+    look: Look,
+    results: &Results<W>,
+) -> Result<Guest> {
+    match flavour {
+        Flavour::Release | Flavour::Coverage => Ok(Guest::Fit),
+        Flavour::Debug => {
+            let outcome = session.leaks(look)?;
+            add(session, (leaks(group), "memory leaked"), outcome, results)
+        }
+    }
 }
 
 /// What a group whose guest died gets.

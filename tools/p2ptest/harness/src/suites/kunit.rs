@@ -246,7 +246,12 @@ pub fn run<W: Write>(parts: &Parts<'_>, chosen: &Chosen, results: &Results<W>) -
     findings.extend(outcome.findings);
     match outcome.end {
         End::Told(Status::Exit(0)) => {
-            match audit::run(&mut session, flavour, &boot(flavour), results)? {
+            let group = boot(flavour);
+            let mut guest = audit::boot(&mut session, flavour, &group, results)?;
+            if !matches!(guest, Guest::Dead(_)) {
+                guest = audit::end(&mut session, flavour, &group, results)?;
+            }
+            match guest {
                 Guest::Dead(why) => findings.push(why),
                 Guest::Fit | Guest::Blind => findings.extend(session.power_off()?),
             }

@@ -244,19 +244,22 @@ fn run<W: Write>(parts: &Parts<'_>, chosen: &Chosen, results: &Results<W>) -> Re
                 break;
             }
         }
+        if !matches!(last, Guest::Dead(_)) {
+            last = audit::end(&mut session, flavour, &boot, results)?;
+        }
         let alive = !matches!(last, Guest::Dead(_));
         let command = session.command.clone();
         let found = match alive {
             true => session.power_off()?,
             false => Vec::new(),
         };
-        if left.is_empty() || !found.is_empty() {
-            let verdict = match alive {
-                true => guest::of_findings(&found),
-                false => Verdict::Skip("the last test's guest died before".to_owned()),
-            };
+        if alive && (left.is_empty() || !found.is_empty()) {
+            let verdict = guest::of_findings(&found);
             let end = Outcome::new(guest::ends(&boot), verdict, Duration::ZERO);
             results.add(end.command(&command))?;
+        } else if left.is_empty() {
+            let told = guest::died_before(flavour, &boot);
+            told.into_iter().try_for_each(|end| results.add(end))?;
         }
         if left.is_empty() {
             return Ok(());

@@ -7,7 +7,7 @@
 mod run;
 mod verdict;
 
-pub use run::{boot, jobs, of_findings};
+pub use run::{boot, died_before, jobs, of_findings};
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

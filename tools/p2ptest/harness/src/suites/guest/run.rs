@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::Result;
 use p2p_init::CYCLES_PARAMETER;
 
-use super::{Case, MAX_DEAD_BOOTS, Place, clean, verdict};
-use crate::context::Setup;
+use super::{Case, MAX_DEAD_BOOTS, Place, clean, ends, verdict};
+use crate::context::{Flavour, Setup};
 use crate::initrd::in_guest;
 use crate::pool::Job;
 use crate::results::{Outcome, Results, Verdict};
@@ -110,19 +110,18 @@ impl<'a> Work<'a> {
     }
 
     /// Lets a worker go. The last one tells how the guests ended.
-    fn leave(&self) -> Option<Outcome> {
+    fn leave(&self) -> Vec<Outcome> {
         let mut state = self.lock();
         state.active -= 1;
         if state.active > 0 || !state.groups.is_empty() {
-            return None;
+            return Vec::new();
         }
-        let outcome = |verdict| Outcome::new(self.place.end_id(), verdict, Duration::ZERO);
-        Some(match state.ends.take() {
-            Some(ends) => outcome(of_findings(&ends.findings)).command(&ends.command),
-            None => outcome(Verdict::Skip(
-                "the last test's guest died before".to_owned(),
-            )),
-        })
+        let Some(ends) = state.ends.take() else {
+            return died_before(self.place.flavour, &self.place.boot());
+        };
+        let verdict = of_findings(&ends.findings);
+        let end = Outcome::new(self.place.end_id(), verdict, Duration::ZERO);
+        vec![end.command(&ends.command)]
     }
 
     /// Takes all that is left, as no guest comes up.
@@ -179,6 +178,9 @@ fn run<W: Write>(parts: &Parts<'_>, work: &Work<'_>, results: &Results<W>) -> Re
             }
         }
         if !matches!(guest, Guest::Dead(_)) {
+            guest = audit::end(&mut session, place.flavour, &place.boot(), results)?;
+        }
+        if !matches!(guest, Guest::Dead(_)) {
             let command = session.command.clone();
             work.powered_off(session.power_off()?, command);
         }
@@ -186,7 +188,9 @@ fn run<W: Write>(parts: &Parts<'_>, work: &Work<'_>, results: &Results<W>) -> Re
             break;
         }
     }
-    work.leave().map_or(Ok(()), |end| results.add(end))
+    work.leave()
+        .into_iter()
+        .try_for_each(|end| results.add(end))
 }
 
 /// Boots and audits one guest, or tells why there is none. `group` is what the boot is
@@ -213,10 +217,21 @@ pub fn boot<W: Write>(
     let verdict = of_findings(&session.boot);
     let boot = Outcome::new(clean(group), verdict, Duration::ZERO);
     results.add(boot.command(&session.command))?;
-    match audit::run(&mut session, parts.flavour, group, results)? {
+    match audit::boot(&mut session, parts.flavour, group, results)? {
         Guest::Dead(why) => Ok(Err(why)),
         guest => Ok(Ok((session, guest))),
     }
+}
+
+/// What there is to tell of the end of guests that all died.
+pub fn died_before(flavour: Flavour, boot: &str) -> Vec<Outcome> {
+    let skip = |id| {
+        let why = "the last test's guest died before".to_owned();
+        Outcome::new(id, Verdict::Skip(why), Duration::ZERO)
+    };
+    let mut ids = vec![ends(boot)];
+    ids.extend(audit::end_ids(flavour, boot));
+    ids.into_iter().map(skip).collect()
 }
 
 /// The verdict on what may not be found.
@@ -321,10 +336,11 @@ mod tests {
         assert!(work.enter().is_none());
         // The second one is still at it.
         work.powered_off(vec!["found".into()], "one".into());
-        assert!(work.leave().is_none());
+        assert!(work.leave().is_empty());
         second.clear();
         work.powered_off(Vec::new(), "two".into());
-        let end = work.leave().unwrap();
+        let told = work.leave();
+        let [end] = &told[..] else { panic!("{told:?}") };
         assert_eq!(end.id, "mapped/boot@ends");
         assert_eq!(end.verdict, Verdict::Fail("found".into()));
         assert_eq!(end.command.as_deref(), Some("one"));
@@ -335,12 +351,20 @@ mod tests {
 
     #[test]
     fn a_boot_alone_is_done_once() {
-        let nothing = Work::new(case("mapped", "a", "x").place, [].iter());
+        let nothing = Work::new(case("debug-mapped", "a", "x").place, [].iter());
         assert_eq!(nothing.enter(), Some(Group::new()));
         assert!(nothing.enter().is_none());
-        assert_eq!(nothing.next_boot(), "mapped-1");
-        let end = nothing.leave().unwrap();
-        assert!(matches!(end.verdict, Verdict::Skip(_)));
+        assert_eq!(nothing.next_boot(), "debug-mapped-1");
+        let told = nothing.leave();
+        let ids: Vec<_> = told.iter().map(|end| &end.id[..]).collect();
+        assert_eq!(
+            ids,
+            ["debug-mapped/boot@ends", "debug-mapped/boot@kmemleak"]
+        );
+        assert!(
+            told.iter()
+                .all(|end| matches!(end.verdict, Verdict::Skip(_)))
+        );
         assert!(nothing.enter().is_none());
     }
 }
