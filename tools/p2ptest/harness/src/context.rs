@@ -2,7 +2,9 @@
 //! Where things are, and what the user set: read once from the environment that
 //! `scripts/inside` prepares.
 
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -24,8 +26,8 @@ pub struct Context {
     pub kernel_source: Option<PathBuf>,
     /// Parallel jobs of a build.
     pub jobs: usize,
-    /// Guests that run tests at the same time, at most.
-    pub guests: usize,
+    /// Guests that run tests at the same time, at most, if the user says.
+    pub guests: Option<usize>,
     /// How often the chosen tests run.
     pub repeat: u32,
     /// Whether runs that were stopped go on.
@@ -96,6 +98,21 @@ impl Flavour {
             Self::Release | Self::Coverage => "",
             Self::Debug => " kasan_multi_shot log_buf_len=2M slab_debug=F",
         }
+    }
+}
+
+impl Context {
+    /// Guests that run tests at the same time on this kernel, at most: one waits for a part of
+    /// its time, which another uses. On the debug kernel they rarely wait, and take long to
+    /// boot.
+    pub fn guests(&self, flavour: Flavour) -> usize {
+        self.guests.unwrap_or_else(|| {
+            let processors = thread::available_parallelism().map_or(1, NonZero::get);
+            GUESTS.min(match flavour {
+                Flavour::Release | Flavour::Coverage => processors + 1,
+                Flavour::Debug => processors,
+            })
+        })
     }
 }
 
@@ -220,11 +237,10 @@ impl Context {
         };
         let guests = match text("GUESTS") {
             Some(v) => match v.parse() {
-                Ok(n) if n > 0 => n,
+                Ok(n) if n > 0 => Some(n),
                 _ => bail!("GUESTS={v} is not a number of guests"),
             },
-            // Each waits for a part of its time: another one uses that.
-            None => std::thread::available_parallelism().map_or(1, |n| GUESTS.min(n.get() + 1)),
+            None => None,
         };
         let repeat = match text("REPEAT") {
             Some(v) => match v.parse() {

@@ -273,15 +273,17 @@ fn run_guests(
         counters,
         turns: Turns::default(),
     };
-    for (_, chosen) in plan.kunit.iter().filter(|(of, _)| *of == flavour) {
-        kunit::run(&parts, chosen, results)?;
-    }
+    let parts = &parts;
+    let suites = plan.kunit.iter().filter(|(of, _)| *of == flavour);
+    let kunit = suites
+        .map(|(_, chosen)| Box::new(move || kunit::run(parts, chosen, results)) as pool::Job<'_>);
     // It takes longest of all, and waits most.
     let conformance = (flavour == ctx.flavour())
-        .then(|| conformance::job(&parts, &plan.conformance, results))
+        .then(|| conformance::job(parts, &plan.conformance, results))
         .flatten();
     let jobs = conformance
         .into_iter()
-        .chain(guest::jobs(&parts, &plan.cases, results));
-    pool::run(ctx.guests, jobs)
+        .chain(kunit)
+        .chain(guest::jobs(parts, &plan.cases, results));
+    pool::run(ctx.guests(flavour), jobs)
 }

@@ -9,6 +9,7 @@ mod verdict;
 
 pub use run::{boot, died_before, jobs, of_findings};
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
@@ -39,6 +40,8 @@ const DEBUG_PART: [(&str, Topology); 9] = [
     ("p2p_remove", Topology::Switch),
     ("p2p_vma", Topology::Switch),
 ];
+/// The programs that use up guests: several boot one after another, while the others' tests run.
+const FIRST: [&str; 1] = ["p2p_remove"];
 
 /// The programs whose subject depends on the route between devices.
 const ROUTED: [&str; 7] = [
@@ -136,8 +139,17 @@ impl Case {
 
     /// The group that shares a program.
     fn group(&self) -> String {
-        let program = self.program.file_name().unwrap_or_default();
-        format!("{}/{}", self.place.name(), program.display())
+        format!("{}/{}", self.place.name(), self.program())
+    }
+
+    fn program(&self) -> Cow<'_, str> {
+        let name = self.program.file_name().unwrap_or_default();
+        name.to_string_lossy()
+    }
+
+    /// Whether its group is one of those that run before others.
+    fn comes_first(&self) -> bool {
+        FIRST.contains(&&*self.program())
     }
 }
 

@@ -51,10 +51,12 @@ impl<'a> Work<'a> {
     fn new(place: Place, cases: impl Iterator<Item = &'a Case>) -> Self {
         let cases: Vec<_> = cases.filter(|case| case.place == place).collect();
         let groups = cases.chunk_by(|a, b| a.group() == b.group());
+        let mut groups: Vec<Group<'_>> = groups
+            .map(|group| group.iter().copied().collect())
+            .collect();
+        groups.sort_by_key(|group| !group.front().is_some_and(|case| case.comes_first()));
         let state = State {
-            groups: groups
-                .map(|group| group.iter().copied().collect())
-                .collect(),
+            groups: groups.into(),
             active: 0,
             boots: 0,
             ends: None,
@@ -141,7 +143,8 @@ pub fn jobs<'a, W: Write + Send>(
         .filter(|place| place.flavour == parts.flavour && results.wants(&place.boot_id()))
         .map(|place| Arc::new(Work::new(place, cases.iter())))
         .collect();
-    let workers = (0..parts.ctx.guests).flat_map(move |_| places.clone());
+    let guests = parts.ctx.guests(parts.flavour);
+    let workers = (0..guests).flat_map(move |_| places.clone());
     workers.map(move |work| Box::new(move || run(parts, &work, results)) as Job<'a>)
 }
 
@@ -321,7 +324,7 @@ mod tests {
 
     #[test]
     fn workers_share_the_groups() {
-        let cases = ["a", "b", "c"].map(|program| case("mapped", program, "x"));
+        let cases = ["b", "c", "p2p_remove"].map(|program| case("mapped", program, "x"));
         let elsewhere = case("trapped", "a", "x");
         let cases = [&cases[..], &[elsewhere]].concat();
         let work = work(&cases);
@@ -329,7 +332,7 @@ mod tests {
         let mut second = work.enter().unwrap();
         assert_eq!((first.len(), second.len()), (1, 1));
         assert!(work.refill(&mut first));
-        assert_eq!(first.pop_front().unwrap().group(), "mapped/a");
+        assert_eq!(first.pop_front().unwrap().group(), "mapped/p2p_remove");
         assert!(work.refill(&mut first));
         assert_eq!(first.pop_front().unwrap().group(), "mapped/c");
         assert!(!work.refill(&mut first));
