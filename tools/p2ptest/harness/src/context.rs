@@ -8,9 +8,6 @@ use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 
-/// Cycles unless CYCLES says otherwise: few, as each takes a moment without KVM.
-const CYCLES: u32 = 12;
-
 /// Guests at the same time unless GUESTS says otherwise, at most: each takes a gigabyte of
 /// memory and more.
 const GUESTS: usize = 4;
@@ -36,8 +33,8 @@ pub struct Context {
     pub run: Option<u32>,
     /// Multiplies every timeout.
     pub timeout_scale: f64,
-    /// How often a test that repeats itself does.
-    pub cycles: u32,
+    /// How often a test that repeats itself does, if the user says.
+    pub cycles: Option<u32>,
     /// Which accelerator QEMU is asked for.
     pub accel: AccelChoice,
     /// The interactive guests' devices.
@@ -78,6 +75,15 @@ impl Flavour {
             Self::Release => 1.0,
             Self::Debug => 4.0,
             Self::Coverage => 1.5,
+        }
+    }
+
+    /// How often a test that repeats itself does: few times, as each takes a moment without
+    /// KVM. The debug kernel takes ten times as long, and tells of leaks at once.
+    pub fn cycles(self) -> u32 {
+        match self {
+            Self::Release | Self::Coverage => 12,
+            Self::Debug => 4,
         }
     }
 
@@ -263,10 +269,10 @@ impl Context {
         };
         let cycles = match text("CYCLES") {
             Some(v) => match v.parse() {
-                Ok(n) if n > 0 => n,
+                Ok(n) if n > 0 => Some(n),
                 _ => bail!("CYCLES={v} is not a number of cycles"),
             },
-            None => CYCLES,
+            None => None,
         };
         let accel = match text("ACCEL").as_deref() {
             None | Some("auto") => AccelChoice::Auto,

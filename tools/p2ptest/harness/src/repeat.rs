@@ -65,7 +65,7 @@ fn key(ctx: &Context, filter: &Filter) -> Result<String> {
             key.add(name.as_os_str().as_encoded_bytes()).add(bytes);
         }
     }
-    key.add(format!("{filter:?} {:?} {}", ctx.only, ctx.cycles));
+    key.add(format!("{filter:?} {:?} {:?}", ctx.only, ctx.cycles));
     Ok(key.hex())
 }
 

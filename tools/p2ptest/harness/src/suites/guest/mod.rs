@@ -40,6 +40,18 @@ const DEBUG_PART: [(&str, Topology); 9] = [
     ("p2p_remove", Topology::Switch),
     ("p2p_vma", Topology::Switch),
 ];
+/// What is left out of that: it takes the debug kernel longest, and shows little that the
+/// program's other subtests do not, or takes a guest of its own.
+const LONG: [(&str, &[&str]); 5] = [
+    ("p2p_export", &["scattered-objects-map"]),
+    ("p2p_failnth", &["migrate-mapped"]),
+    (
+        "p2p_failnth_importer",
+        &["ask-importer", "map-static", "map-takes-slots", "pin"],
+    ),
+    ("p2p_failnth_nic", &["register-user"]),
+    ("p2p_remove", &["access-never-ends"]),
+];
 /// The programs that use up guests: several boot one after another, while the others' tests run.
 const FIRST: [&str; 1] = ["p2p_remove"];
 
@@ -101,9 +113,9 @@ impl Place {
         ids
     }
 
-    /// Whether a run tests a program here. Unless there is only one kernel to test, the
-    /// debug kernel has a part of the tests, and the one that counts lines none.
-    fn runs(self, program: &str, only: Option<Flavour>) -> bool {
+    /// Whether a run has a subtest here. Unless there is only one kernel to test, the
+    /// debug kernel has a part of them, and the one that counts lines none.
+    fn runs(self, program: &str, subtest: &str, only: Option<Flavour>) -> bool {
         let topology = self.setup.topology;
         let has_subject = match TRANSLATED.contains(&program) {
             true => topology == Topology::Iommu,
@@ -116,7 +128,12 @@ impl Place {
                 (flavour, Some(only)) => flavour == only,
                 (Flavour::Release, None) => true,
                 (Flavour::Debug, None) => {
-                    self.setup.mode == Mode::Mapped && DEBUG_PART.contains(&(program, topology))
+                    let left_out = |(of, subtests): &(&str, &[&str])| {
+                        *of == program && subtests.contains(&subtest)
+                    };
+                    self.setup.mode == Mode::Mapped
+                        && DEBUG_PART.contains(&(program, topology))
+                        && !LONG.iter().any(left_out)
                 }
                 (Flavour::Coverage, None) => false,
             }
@@ -171,11 +188,8 @@ pub fn list(programs: &Programs, only: Option<Flavour>) -> Result<Vec<Case>> {
     for place in Place::all() {
         for (program, lines) in &listed {
             let name = program.file_name().unwrap_or_default().to_string_lossy();
-            if !place.runs(&name, only) {
-                continue;
-            }
             for subtest in lines.iter().map(|line| line.trim()) {
-                if !subtest.is_empty() {
+                if !subtest.is_empty() && place.runs(&name, subtest, only) {
                     cases.push(Case {
                         place,
                         program: (*program).clone(),
@@ -278,7 +292,8 @@ mod tests {
     #[test]
     fn what_runs_where() {
         let places = |program: &str, only| {
-            let runs = Place::all().filter(|place| place.runs(program, only));
+            let (program, subtest) = program.split_once('@').unwrap_or((program, "any"));
+            let runs = Place::all().filter(|place| place.runs(program, subtest, only));
             runs.map(Place::name).collect::<Vec<_>>()
         };
         let release = Some(Flavour::Release);
@@ -294,8 +309,14 @@ mod tests {
         assert_eq!(places("p2p_iommu", release), translated);
         let in_part = places("p2p_iommu", None);
         assert_eq!(in_part.last().unwrap(), "debug-iommu-mapped");
+        let long = "p2p_export@scattered-objects-map";
+        assert_eq!(places(long, None), places(long, release));
         let debug = ["debug-mapped", "debug-trapped"];
         assert_eq!(places("p2p_gem", Some(Flavour::Debug)), debug);
+        assert_eq!(
+            places("p2p_remove@access-never-ends", Some(Flavour::Debug)),
+            debug
+        );
         let coverage = ["coverage-mapped", "coverage-trapped"];
         assert_eq!(places("p2p_gem", Some(Flavour::Coverage)), coverage);
     }

@@ -209,7 +209,8 @@ pub fn boot<W: Write>(
     name: &str,
     results: &Results<W>,
 ) -> Result<Result<(Session, Guest), String>> {
-    let parameters = format!("kunit.enable=0 {CYCLES_PARAMETER}={}", parts.ctx.cycles);
+    let cycles = parts.ctx.cycles.unwrap_or(parts.flavour.cycles());
+    let parameters = format!("kunit.enable=0 {CYCLES_PARAMETER}={cycles}");
     let mut session = match Session::start(parts, setup, name, &parameters) {
         Ok(session) => session,
         Err(e) => {
