@@ -102,7 +102,7 @@ pub fn programs(ctx: &Context) -> Result<Programs> {
 /// The packages all of whose programs may have unit tests.
 const OTHERS: &[&str] = &["--workspace", "--exclude=p2pguest"];
 /// Most of the guest's programs are tests themselves: each would be linked twice.
-const GUEST: &[&str] = &["--package=p2pguest", "--lib", "--bin=p2pdemo"];
+const GUEST: &[&str] = &["--package=p2pguest", "--lib", "--bin=p2pdemo", "--test=*"];
 
 /// Builds all test executables of the workspace. Their names hold a hash of the
 /// checkout's path: another checkout's build leaves them alone.
