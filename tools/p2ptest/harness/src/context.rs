@@ -8,6 +8,8 @@ use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::variable::text;
+
 /// Guests at the same time unless GUESTS says otherwise, at most: each takes a gigabyte of
 /// memory and more.
 const GUESTS: usize = 4;
@@ -232,7 +234,6 @@ impl Context {
                 .map(PathBuf::from)
                 .with_context(|| format!("{name} is not set: start this through make"))
         };
-        let text = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
 
         let jobs = match text("JOBS") {
             Some(v) => match v.parse() {

@@ -19,6 +19,7 @@ use crate::models::Models;
 use crate::qemu::{Accel, Console, Guest};
 use crate::session::{End, Parts, Session, Turns, socket_folder};
 use crate::stop;
+use crate::variable;
 
 /// A transfer of some 100 MiB under TCG takes minutes.
 const DEMO_LIMIT: Duration = Duration::from_secs(900);
@@ -37,14 +38,14 @@ struct Input {
 impl Input {
     /// The user's file, or else the kernel's image.
     fn open(kernel: &kernel::Kernel) -> Result<Self> {
-        let (file, name) = match std::env::var("P2PGPU_FILE_NAME") {
-            Ok(name) => {
+        let (file, name) = match variable::text("FILE_NAME") {
+            Some(name) => {
                 // SAFETY: scripts/run opened this descriptor for us together with the
                 // name; nothing else in this process owns it.
                 let fd = unsafe { OwnedFd::from_raw_fd(INPUT_FD) };
                 (File::from(fd), name)
             }
-            Err(_) => (File::open(&kernel.image)?, "bzImage".to_owned()),
+            None => (File::open(&kernel.image)?, "bzImage".to_owned()),
         };
         let size = file
             .metadata()

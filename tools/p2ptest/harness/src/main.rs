@@ -31,6 +31,7 @@ mod step;
 mod stop;
 mod suites;
 mod test;
+mod variable;
 
 use std::process::ExitCode;
 
@@ -90,7 +91,7 @@ fn run(command: Command) -> Result<bool> {
     stop::install()?;
     let ctx = Context::from_env()?;
     let optional = ctx.flavour().prefix();
-    let chosen = || std::env::var("T").ok();
+    let chosen = || variable::text("T");
     let filter = || Filter::new(chosen().as_deref(), optional);
     match command {
         Command::Bench => bench::run(&ctx, &filter()?).map(|()| true),

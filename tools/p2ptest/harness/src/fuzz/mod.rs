@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::variable;
+
 /// How long to go on, unless SECONDS says otherwise.
 const SECONDS: u64 = 60;
 
 /// What the user gave, if anything.
 fn given<V: FromStr<Err: Display>>(name: &str) -> Result<Option<V>> {
-    match std::env::var(name).ok().filter(|text| !text.is_empty()) {
+    match variable::text(name) {
         None => Ok(None),
         Some(text) => match text.parse() {
             Ok(value) => Ok(Some(value)),
@@ -32,5 +34,5 @@ fn setting<V: FromStr<Err: Display>>(name: &str, default: V) -> Result<V> {
 }
 
 fn duration() -> Result<Duration> {
-    setting("P2PGPU_SECONDS", SECONDS).map(Duration::from_secs)
+    setting("SECONDS", SECONDS).map(Duration::from_secs)
 }

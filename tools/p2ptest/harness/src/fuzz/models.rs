@@ -12,6 +12,7 @@ use super::duration;
 use crate::cargo;
 use crate::context::Context;
 use crate::step::Step;
+use crate::variable;
 
 /// The targets.
 const TARGETS: [&str; 4] = ["vfio_user", "gpu", "nic", "wire"];
@@ -43,7 +44,7 @@ const LONGEST: u32 = 4096;
 ///
 /// When they cannot be built, or the user stops it.
 pub fn run(ctx: &Context) -> Result<bool> {
-    let wanted = std::env::var("TARGET").ok().filter(|t| !t.is_empty());
+    let wanted = variable::text("TARGET");
     let chosen: Vec<_> = TARGETS
         .into_iter()
         .filter(|target| wanted.as_deref().is_none_or(|wanted| wanted == *target))
