@@ -58,109 +58,107 @@ fn counters(group: &str) -> String {
     format!("{group}@counters")
 }
 
-/// Audits a boot.
-///
-/// # Errors
-///
-/// When the user stops the run, or a report cannot be written.
-pub fn boot<W: Write>(
-    session: &mut Session,
-    flavour: Flavour,
-    group: &str,
-    results: &Results<W>,
-) -> Result<Guest> {
-    let (id, outcome, found) = match flavour {
-        Flavour::Release => return Ok(Guest::Fit),
-        Flavour::Debug => (
-            checkers(group),
-            session.checkers()?,
-            "a checker has stopped",
-        ),
-        Flavour::Coverage => (
-            counters(group),
-            session.count()?,
-            "its counters cannot be read",
-        ),
-    };
-    add(session, (id, found), outcome, results)
+/// Asks one group's questions, or those of a boot, which is a group as well.
+pub struct Audit<'a, W> {
+    pub flavour: Flavour,
+    pub group: &'a str,
+    pub results: &'a Results<W>,
 }
 
-/// Audits a group that has just run. What is told of leaks is forgotten, so that it is
-/// told once.
-///
-/// # Errors
-///
-/// As for [`boot`].
-pub fn run<W: Write>(
-    session: &mut Session,
-    flavour: Flavour,
-    group: &str,
-    results: &Results<W>,
-) -> Result<Guest> {
-    if let guest @ Guest::Dead(_) = find_leaks(session, flavour, group, Look::Glance, results)? {
-        return Ok(guest);
+impl<W: Write> Audit<'_, W> {
+    /// Audits a boot.
+    ///
+    /// # Errors
+    ///
+    /// When the user stops the run, or a report cannot be written.
+    pub fn boot(&self, session: &mut Session) -> Result<Guest> {
+        let (id, outcome, found) = match self.flavour {
+            Flavour::Release => return Ok(Guest::Fit),
+            Flavour::Debug => (
+                checkers(self.group),
+                session.checkers()?,
+                "a checker has stopped",
+            ),
+            Flavour::Coverage => (
+                counters(self.group),
+                session.count()?,
+                "its counters cannot be read",
+            ),
+        };
+        self.add(session, id, found, outcome)
     }
-    boot(session, flavour, group, results)
-}
 
-/// Audits a guest before it powers off; `group` is its boot's.
-///
-/// # Errors
-///
-/// As for [`boot`].
-pub fn end<W: Write>(
-    session: &mut Session,
-    flavour: Flavour,
-    group: &str,
-    results: &Results<W>,
-) -> Result<Guest> {
-    find_leaks(session, flavour, group, Look::Thorough, results)
-}
-
-fn find_leaks<W: Write>(
-    session: &mut Session,
-    flavour: Flavour,
-    group: &str,
-    look: Look,
-    results: &Results<W>,
-) -> Result<Guest> {
-    match flavour {
-        Flavour::Release | Flavour::Coverage => Ok(Guest::Fit),
-        Flavour::Debug => {
-            let outcome = session.leaks(look)?;
-            add(session, (leaks(group), "memory leaked"), outcome, results)
+    /// Audits a group that has just run. What is told of leaks is forgotten, so that it is
+    /// told once.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Audit::boot`].
+    pub fn run(&self, session: &mut Session) -> Result<Guest> {
+        match self.find_leaks(session, Look::Glance)? {
+            Guest::Dead(why) => Ok(Guest::Dead(why)),
+            Guest::Fit | Guest::Blind => self.boot(session),
         }
     }
-}
 
-/// What a group whose guest died gets.
-///
-/// # Errors
-///
-/// When a report cannot be written.
-pub fn skip<W: Write>(flavour: Flavour, group: &str, results: &Results<W>) -> Result<()> {
-    for id in ids(flavour, group) {
-        let why = "the group's guest died before".to_owned();
-        results.add(Outcome::new(id, Verdict::Skip(why), Duration::ZERO))?;
+    /// Audits a guest for the last time, and powers it off: what was found in that, or why
+    /// there is nothing left to power off. The group is the guest's boot.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Audit::boot`].
+    pub fn end(&self, mut session: Session, guest: Guest) -> Result<Result<Vec<String>, String>> {
+        let guest = match guest {
+            Guest::Dead(_) => guest,
+            Guest::Fit | Guest::Blind => self.find_leaks(&mut session, Look::Thorough)?,
+        };
+        match guest {
+            Guest::Dead(why) => Ok(Err(why)),
+            Guest::Fit | Guest::Blind => session.power_off().map(Ok),
+        }
     }
-    Ok(())
-}
 
-fn add<W: Write>(
-    session: &Session,
-    (id, found): (String, &str),
-    outcome: session::Outcome,
-    results: &Results<W>,
-) -> Result<Guest> {
-    let (verdict, guest) = judge(&outcome, found);
-    let mut output = outcome.output;
-    output.extend(outcome.findings);
-    let result = Outcome::new(id, verdict, outcome.time).output(output);
-    results.add(match result.verdict {
-        Verdict::Pass => result,
-        _ => result.command(&session.command),
-    })?;
-    Ok(guest)
+    /// What a group whose guest died gets.
+    ///
+    /// # Errors
+    ///
+    /// When a report cannot be written.
+    pub fn skip(&self) -> Result<()> {
+        for id in ids(self.flavour, self.group) {
+            let why = "the group's guest died before".to_owned();
+            self.results
+                .add(Outcome::new(id, Verdict::Skip(why), Duration::ZERO))?;
+        }
+        Ok(())
+    }
+
+    fn find_leaks(&self, session: &mut Session, look: Look) -> Result<Guest> {
+        match self.flavour {
+            Flavour::Release | Flavour::Coverage => Ok(Guest::Fit),
+            Flavour::Debug => {
+                let outcome = session.leaks(look)?;
+                self.add(session, leaks(self.group), "memory leaked", outcome)
+            }
+        }
+    }
+
+    fn add(
+        &self,
+        session: &Session,
+        id: String,
+        found: &str,
+        outcome: session::Outcome,
+    ) -> Result<Guest> {
+        let (verdict, guest) = judge(&outcome, found);
+        let mut output = outcome.output;
+        output.extend(outcome.findings);
+        let result = Outcome::new(id, verdict, outcome.time).output(output);
+        self.results.add(match result.verdict {
+            Verdict::Pass => result,
+            _ => result.command(&session.command),
+        })?;
+        Ok(guest)
+    }
 }
 
 fn judge(outcome: &session::Outcome, found: &str) -> (Verdict, Guest) {

@@ -21,7 +21,7 @@ use crate::ktap;
 use crate::results::{Outcome, Results, Verdict};
 use crate::select::Filter;
 use crate::session::{End, Parts, Session};
-use crate::suites::audit::{self, Guest};
+use crate::suites::audit::{self, Audit};
 
 /// The ids' prefix, after the kernel's.
 pub const NAME: &str = "kunit/";
@@ -246,14 +246,15 @@ pub fn run<W: Write>(parts: &Parts<'_>, chosen: &Chosen, results: &Results<W>) -
     findings.extend(outcome.findings);
     match outcome.end {
         End::Told(Status::Exit(0)) => {
-            let group = boot(flavour);
-            let mut guest = audit::boot(&mut session, flavour, &group, results)?;
-            if !matches!(guest, Guest::Dead(_)) {
-                guest = audit::end(&mut session, flavour, &group, results)?;
-            }
-            match guest {
-                Guest::Dead(why) => findings.push(why),
-                Guest::Fit | Guest::Blind => findings.extend(session.power_off()?),
+            let audit = Audit {
+                flavour,
+                group: &boot(flavour),
+                results,
+            };
+            let guest = audit.boot(&mut session)?;
+            match audit.end(session, guest)? {
+                Ok(found) => findings.extend(found),
+                Err(why) => findings.push(why),
             }
         }
         End::Told(other) => findings.push(format!("reading the results: {other:?}")),

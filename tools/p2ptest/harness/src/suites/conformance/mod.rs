@@ -23,7 +23,7 @@ use crate::results::{Outcome, Results, Verdict};
 use crate::select::Filter;
 use crate::session::{self, End, Parts, Session};
 use crate::stop;
-use crate::suites::audit::{self, Guest};
+use crate::suites::audit::{self, Audit, Guest};
 use crate::suites::guest::{self, MAX_DEAD_BOOTS};
 use expected::{AGAIN, TIMED, VERDICTS};
 use programs::{Group, RUNNER, TESTS};
@@ -244,22 +244,23 @@ fn run<W: Write>(parts: &Parts<'_>, chosen: &Chosen, results: &Results<W>) -> Re
                 break;
             }
         }
-        if !matches!(last, Guest::Dead(_)) {
-            last = audit::end(&mut session, flavour, &boot, results)?;
-        }
-        let alive = !matches!(last, Guest::Dead(_));
         let command = session.command.clone();
-        let found = match alive {
-            true => session.power_off()?,
-            false => Vec::new(),
+        let audit = Audit {
+            flavour,
+            group: &boot,
+            results,
         };
-        if alive && (left.is_empty() || !found.is_empty()) {
-            let verdict = guest::of_findings(&found);
-            let end = Outcome::new(guest::ends(&boot), verdict, Duration::ZERO);
-            results.add(end.command(&command))?;
-        } else if left.is_empty() {
-            let told = guest::died_before(flavour, &boot);
-            told.into_iter().try_for_each(|end| results.add(end))?;
+        match audit.end(session, last)? {
+            Ok(found) if left.is_empty() || !found.is_empty() => {
+                let verdict = guest::of_findings(&found);
+                let end = Outcome::new(guest::ends(&boot), verdict, Duration::ZERO);
+                results.add(end.command(&command))?;
+            }
+            Err(_) if left.is_empty() => {
+                let told = guest::died_before(flavour, &boot);
+                told.into_iter().try_for_each(|end| results.add(end))?;
+            }
+            Ok(_) | Err(_) => {}
         }
         if left.is_empty() {
             return Ok(());
@@ -315,12 +316,17 @@ fn run_group<W: Write>(
     output.extend(ran.findings);
     let outcome = Outcome::new(runner, verdict, ran.time).output(output);
     results.add(of_guest(outcome, session))?;
+    let audit = Audit {
+        flavour,
+        group: &name,
+        results,
+    };
     match ran.end {
         End::Crash(why) => {
-            audit::skip(flavour, &name, results)?;
+            audit.skip()?;
             Ok(Guest::Dead(why))
         }
-        End::Told(_) => audit::run(session, flavour, &name, results),
+        End::Told(_) => audit.run(session),
     }
 }
 

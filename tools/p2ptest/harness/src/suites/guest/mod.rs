@@ -187,16 +187,15 @@ pub fn list(programs: &Programs, only: Option<Flavour>) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for place in Place::all() {
         for (program, lines) in &listed {
-            let name = program.file_name().unwrap_or_default().to_string_lossy();
-            for subtest in lines.iter().map(|line| line.trim()) {
-                if !subtest.is_empty() && place.runs(&name, subtest, only) {
-                    cases.push(Case {
-                        place,
-                        program: (*program).clone(),
-                        subtest: subtest.to_owned(),
-                    });
-                }
-            }
+            let subtests = lines.iter().map(|line| line.trim());
+            let all = subtests
+                .filter(|line| !line.is_empty())
+                .map(|subtest| Case {
+                    place,
+                    program: (*program).clone(),
+                    subtest: subtest.to_owned(),
+                });
+            cases.extend(all.filter(|case| place.runs(&case.program(), &case.subtest, only)));
         }
     }
     Ok(cases)

@@ -17,7 +17,7 @@ use crate::pool::Job;
 use crate::results::{Outcome, Results, Verdict};
 use crate::session::{Parts, Session};
 use crate::stop;
-use crate::suites::audit::{self, Guest};
+use crate::suites::audit::{self, Audit, Guest};
 
 /// A subtest may take so long; its guest may be slow and shared with others.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -180,12 +180,14 @@ fn run<W: Write>(parts: &Parts<'_>, work: &Work<'_>, results: &Results<W>) -> Re
                 guest = Guest::Fit;
             }
         }
-        if !matches!(guest, Guest::Dead(_)) {
-            guest = audit::end(&mut session, place.flavour, &place.boot(), results)?;
-        }
-        if !matches!(guest, Guest::Dead(_)) {
-            let command = session.command.clone();
-            work.powered_off(session.power_off()?, command);
+        let command = session.command.clone();
+        let audit = Audit {
+            flavour: place.flavour,
+            group: &place.boot(),
+            results,
+        };
+        if let Ok(findings) = audit.end(session, guest)? {
+            work.powered_off(findings, command);
         }
         if !work.refill(&mut left) {
             break;
@@ -221,7 +223,12 @@ pub fn boot<W: Write>(
     let verdict = of_findings(&session.boot);
     let boot = Outcome::new(clean(group), verdict, Duration::ZERO);
     results.add(boot.command(&session.command))?;
-    match audit::boot(&mut session, parts.flavour, group, results)? {
+    let audit = Audit {
+        flavour: parts.flavour,
+        group,
+        results,
+    };
+    match audit.boot(&mut session)? {
         Guest::Dead(why) => Ok(Err(why)),
         guest => Ok(Ok((session, guest))),
     }
@@ -273,6 +280,11 @@ fn run_group<W: Write>(
     results: &Results<W>,
 ) -> Result<Guest> {
     let group = left.front().map(|case| case.group()).unwrap_or_default();
+    let audit = Audit {
+        flavour: place.flavour,
+        group: &group,
+        results,
+    };
     while let Some(case) = left.pop_front() {
         let outcome = run_case(session, case)?;
         let died = match &outcome.verdict {
@@ -283,7 +295,7 @@ fn run_group<W: Write>(
         if let Some(why) = died {
             // The rest of the group is audited in another guest.
             if left.is_empty() {
-                audit::skip(place.flavour, &group, results)?;
+                audit.skip()?;
             }
             return Ok(Guest::Dead(why));
         }
@@ -292,7 +304,7 @@ fn run_group<W: Write>(
             return Ok(Guest::Fit);
         }
     }
-    audit::run(session, place.flavour, &group, results)
+    audit.run(session)
 }
 
 fn run_case(session: &mut Session, case: &Case) -> Result<Outcome> {
