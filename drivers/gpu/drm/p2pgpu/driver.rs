@@ -16,6 +16,10 @@ use crate::{
     import::Imports,
     kick::Kick,
     limits::Limits,
+    mapping::{
+        self,
+        Mapping, //
+    },
     patience::Patience,
     policy::SharedPolicy,
     pressure::{
@@ -127,6 +131,9 @@ pub(crate) struct DrmData {
     door: Atomic<u32>,
     /// Objects with importers, once for each attachment and each mapping by user address.
     attached: Pin<KBox<Mutex<KVec<ARef<Object>>>>>,
+    /// Mappings that were undone while accesses through them went on.
+    #[pin]
+    lost: Mutex<KVec<Mapping>>,
 }
 
 impl DrmData {
@@ -241,6 +248,15 @@ impl DrmData {
     pub(crate) fn for_each_attached(&self, mut each: impl FnMut(&ARef<Object>)) {
         for obj in &*self.attached.lock() {
             each(obj);
+        }
+    }
+
+    /// Keeps the slots of a mapping, and the pages that they show, from everybody else for as long
+    /// as the DRM device lives.
+    pub(crate) fn lose(&self, mapping: Mapping) {
+        // Memory may leak, but not be shown to somebody else.
+        if let Some(mapping) = mapping::keep(&mut self.lost.lock(), mapping) {
+            core::mem::forget(mapping);
         }
     }
 
@@ -513,6 +529,7 @@ impl pci::Driver for P2pGpu {
                 new_mutex!(KVec::new(), "p2pgpu::driver::attached"),
                 GFP_KERNEL,
             )?,
+            lost <- new_mutex!(KVec::new(), "p2pgpu::driver::lost"),
         }? Error);
         let drm = drm::UnregisteredDevice::<DrmDriver>::new(pdev, data)?;
         let entry = removal::Entry::new(bound, &drm)?;

@@ -245,7 +245,7 @@ impl View<'_> {
 /// Times that a window waits until the peers of others may be told to let go.
 const WINDOW_PATIENCE: u32 = 4;
 
-/// Keeps a mapping that was given back; returns it if there is no memory for that.
+/// Keeps a mapping that was undone; returns it if there is no memory for that.
 pub(crate) fn keep(kept: &mut KVec<Mapping>, mapping: Mapping) -> Option<Mapping> {
     if kept.reserve(1, GFP_KERNEL).is_err() {
         return Some(mapping);
@@ -267,7 +267,7 @@ pub(crate) fn end_given_back(obj: &Object, waited: Result) {
 /// nobody's any more.
 pub(crate) fn end(obj: &Object, waited: Result, mapping: Mapping) {
     if waited.is_err() {
-        core::mem::forget(mapping);
+        obj.dev().lose(mapping);
         return gem::report_lost_slots(waited);
     }
     give_back(obj, obj.state.lock(), mapping);

@@ -16,10 +16,10 @@
 //! # Lock order
 //!
 //! `mmap_lock`, then the reservation lock of one object, then the lock of who makes room in VRAM,
-//! then the lock of promises, then the list of attached objects or that of those that may leave
-//! VRAM, then the state of an object, then the aperture, then the order of a context, then the
-//! queues of jobs, then the submission lock of a ring, then the ring's pending fences, then the
-//! state of a job in a ring (both with interrupts off).
+//! then the lock of promises, then the list of attached objects, that of those that may leave VRAM
+//! or that of lost mappings, then the state of an object, then the aperture, then the order of a
+//! context, then the queues of jobs, then the submission lock of a ring, then the ring's pending
+//! fences, then the state of a job in a ring (both with interrupts off).
 
 mod access;
 mod activity;
