@@ -38,6 +38,9 @@ use core::{
     }, //
 };
 
+/// Whoever has the pages mapped, process or device, sees them as they are at any time.
+const ATTRS: usize = bindings::DMA_ATTR_REQUIRE_COHERENT as usize;
+
 /// A number of pages, charged to the memory cgroup of the task that allocates them, or of who [pays]
 /// for it, until they are freed. If there is not so much memory, or the cgroup may not have it, there
 /// is an error (`ENOMEM`), and no task is killed.
@@ -161,7 +164,10 @@ impl Pages {
         Some(unsafe { bindings::page_to_pfn(page.as_ptr()) })
     }
 
-    /// Maps all pages for DMA by `dev`, for as long as the returned table lives.
+    /// Maps all pages for DMA by `dev`, for as long as the returned table lives. They may be mapped
+    /// any number of times at once, while processes have them mapped too: all see the same bytes.
+    ///
+    /// `EIO` or `EOPNOTSUPP` where that would take bounce buffers or cache maintenance.
     pub fn map<'a>(
         &'a self,
         dev: &'a Device<Bound>,
@@ -202,8 +208,8 @@ impl Pages {
         Ok(address)
     }
 
-    /// As [`Pages::map`] for some of the pages (`EINVAL`: none, or past the end), but leaves it to the caller to keep the pages and the device's driver
-    /// bound until the table is dropped.
+    /// As [`Pages::map`] for some of the pages (`EINVAL`: none, or past the end), but leaves it to
+    /// the caller to keep the pages and the device's driver bound until the table is dropped.
     pub(super) fn map_table(
         &self,
         dev: &Device,
@@ -249,7 +255,7 @@ impl Pages {
         table.state = TableState::Allocated;
         // SAFETY: `dev` is a valid device and `table.sgt` a valid table of pages.
         to_result(unsafe {
-            bindings::dma_map_sgtable(dev.as_raw(), &mut table.sgt, dir.into(), 0)
+            bindings::dma_map_sgtable(dev.as_raw(), &mut table.sgt, dir.into(), ATTRS)
         })?;
         table.state = TableState::Mapped;
         Ok(table)
@@ -332,7 +338,12 @@ impl Drop for PageTable {
         if matches!(self.state, TableState::Mapped) {
             // SAFETY: By the type invariant the table is mapped so, and we unmap it once.
             unsafe {
-                bindings::dma_unmap_sgtable(self.dev.as_raw(), &mut self.sgt, self.dir.into(), 0)
+                bindings::dma_unmap_sgtable(
+                    self.dev.as_raw(),
+                    &mut self.sgt,
+                    self.dir.into(),
+                    ATTRS,
+                )
             };
         }
         if !matches!(self.state, TableState::Empty) {
