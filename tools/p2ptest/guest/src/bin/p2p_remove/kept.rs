@@ -3,7 +3,7 @@
 
 use crate::assert_works;
 use nix::errno::Errno;
-use p2pguest::binding::Unbound;
+use p2pguest::binding::{Unbound, Unloaded};
 use p2pguest::drm::PciAddress;
 use p2pguest::gpu::Placement;
 use p2pguest::host;
@@ -90,4 +90,15 @@ pub fn access_never_ends() {
         map.store((page * gpu.page) as usize, page);
     }
     assert_eq!(gpu.param(P2PGPU_PARAM_SLOTS_AVAILABLE), gpu.slots - 8);
+
+    let unbound = Unbound::new("p2pgpu", gpu.pci());
+    let refusal = unbound.__bind().map_err(|e| e.raw_os_error());
+    assert_eq!(refusal, Err(Some(Errno::EBUSY as i32)));
+
+    // The next driver does not know of them.
+    drop((map, bo));
+    drop(rig);
+    drop(Unloaded::new("p2pgpu"));
+    drop(unbound);
+    assert_works();
 }

@@ -44,7 +44,7 @@ const SUBTESTS: &[Subtest] = subtests![
     /// A NIC is removed from the bus under load, and found again.
     nic_unplug,
     /// An access that never ends: unmapping ends all the same, and nobody else gets its
-    /// slots and pages.
+    /// slots and pages before the driver is loaded anew.
     access_never_ends,
     /// A GPU is pulled out under load: it does not answer any more.
     gpu_surprise_removal,
