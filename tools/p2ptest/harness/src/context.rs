@@ -111,13 +111,13 @@ impl Flavour {
 
 impl Context {
     /// Guests that run tests at the same time on this kernel, at most: one waits for a part of
-    /// its time, which another uses. On the debug kernel they rarely wait, and take long to
-    /// boot.
+    /// its time, which another on the same processor uses. On the debug kernel they rarely
+    /// wait, and take long to boot.
     pub fn guests(&self, flavour: Flavour) -> usize {
         self.guests.unwrap_or_else(|| {
             let processors = thread::available_parallelism().map_or(1, NonZero::get);
             GUESTS.min(match flavour {
-                Flavour::Release | Flavour::Coverage => processors + 1,
+                Flavour::Release | Flavour::Coverage => 2 * processors,
                 Flavour::Debug => processors,
             })
         })

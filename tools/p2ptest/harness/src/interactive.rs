@@ -16,8 +16,9 @@ use crate::context::{Act, Context};
 use crate::initrd::{self, in_guest};
 use crate::kernel;
 use crate::models::Models;
+use crate::processors::Processors;
 use crate::qemu::{Accel, Console, Guest};
-use crate::session::{End, Parts, Session, Turns, socket_folder};
+use crate::session::{End, Parts, Session, socket_folder};
 use crate::stop;
 use crate::variable;
 
@@ -96,7 +97,7 @@ pub fn demo(ctx: &Context) -> Result<bool> {
         accel,
         memory: kernel.flavour.memory() + memory,
         counters: None,
-        turns: Turns::default(),
+        processors: Processors::new(),
     };
     let mut session = Session::start(&parts, ctx.setup, "demo", "kunit.enable=0")?;
     let mut findings = std::mem::take(&mut session.boot);

@@ -19,6 +19,7 @@ mod lock;
 mod models;
 mod packages;
 mod pool;
+mod processors;
 mod qemu;
 mod qmp;
 mod repeat;

@@ -111,6 +111,11 @@ impl Models {
         self.0.iter().map(device).collect()
     }
 
+    /// Their process ids.
+    pub fn processes(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().map(|model| model.process.id())
+    }
+
     /// Hands a command to a model's control socket, and its answer back.
     ///
     /// # Errors

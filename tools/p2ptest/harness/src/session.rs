@@ -8,8 +8,8 @@ use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -22,6 +22,7 @@ use crate::context::{Context, Flavour, Setup};
 use crate::coverage::counters::{Counters, Snapshot};
 use crate::host;
 use crate::models::Models;
+use crate::processors::{Processors, Seat};
 use crate::qemu::{Accel, Console, Guest};
 use crate::qmp::Qmp;
 use crate::splat::is_splat;
@@ -59,27 +60,8 @@ pub struct Parts<'a> {
     pub memory: u64,
     /// How often the kernel's lines were reached, if it counts them.
     pub counters: Option<Arc<Counters>>,
-    /// What its guests run beside each other.
-    pub turns: Turns,
-}
-
-/// Guests run things beside each other, or one of them has all processors: who runs one takes
-/// one turn, and none within it.
-#[derive(Debug, Clone, Default)]
-pub struct Turns(Arc<RwLock<()>>);
-
-impl Turns {
-    /// Waits while another guest has all of them.
-    pub fn beside_others<R>(&self, f: impl FnOnce() -> R) -> R {
-        let _turn = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        f()
-    }
-
-    /// Waits until no other guest runs anything.
-    pub fn alone<R>(&self, f: impl FnOnce() -> R) -> R {
-        let _turn = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        f()
-    }
+    /// The host's processors.
+    pub processors: Processors,
 }
 
 /// What came of one request.
@@ -128,7 +110,8 @@ pub struct Session {
     /// The guest is not fit for another test.
     pub retired: bool,
     /// As in [`Parts`].
-    pub turns: Turns,
+    pub processors: Processors,
+    seat: Seat,
     counters: Option<Arc<Counters>>,
     /// What this guest's memory held of them last.
     counted: Snapshot,
@@ -147,6 +130,8 @@ impl Session {
         let folder = socket_folder()?;
         let results = parts.ctx.results().join(name);
         fs::create_dir_all(&results)?;
+        let mut seat = parts.processors.seat();
+        seat.settle([]);
         let models = Models::start(parts.programs, setup.mode, folder.path(), &results)?;
         let agent_path = folder.path().join("agent");
         let listener = UnixListener::bind(&agent_path)?;
@@ -200,13 +185,14 @@ impl Session {
             console_path,
             boot: Vec::new(),
             retired: false,
-            turns: parts.turns.clone(),
+            processors: parts.processors.clone(),
+            seat,
             counters: parts.counters.clone(),
             counted: Snapshot::new(),
             scale: parts.ctx.timeout_scale * parts.flavour.slowness(),
             folder,
         };
-        parts.turns.beside_others(|| session.await_ready())?;
+        parts.processors.beside_others(|| session.await_ready())?;
         Ok(session)
     }
 
@@ -276,8 +262,8 @@ impl Session {
     /// As for [`Session::run`].
     pub fn leaks(&mut self, look: Look) -> Result<Outcome> {
         let limit = LEAKS_LIMIT.mul_f64(self.scale);
-        let turns = self.turns.clone();
-        turns.beside_others(|| self.request(&Request::Leaks { look }, limit, &mut |_| {}))
+        let processors = self.processors.clone();
+        processors.beside_others(|| self.request(&Request::Leaks { look }, limit, &mut |_| {}))
     }
 
     /// Takes the counters of a kernel that has them, from the guest's memory.
@@ -325,6 +311,8 @@ impl Session {
         limit: Duration,
         live: &mut dyn FnMut(&str),
     ) -> Result<Outcome> {
+        let processes = self.models.processes().chain([self.qemu.id()]);
+        self.seat.settle(processes);
         let start = Instant::now();
         let mut outcome = Outcome {
             end: End::Told(Status::Exit(0)),

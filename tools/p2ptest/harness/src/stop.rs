@@ -107,6 +107,11 @@ pub fn capture(command: &mut Command, limit: Duration) -> Result<Captured> {
 }
 
 impl Group {
+    /// The child's process id, which is the group's.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// The child itself.
     pub fn child(&mut self) -> &mut Child {
         &mut self.0

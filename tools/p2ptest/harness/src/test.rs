@@ -14,10 +14,11 @@ use crate::coverage::counters::Counters;
 use crate::initrd;
 use crate::kernel::{self, Kernel};
 use crate::pool;
+use crate::processors::Processors;
 use crate::qemu::Accel;
 use crate::results::{Counts, Outcome, Results};
 use crate::select::Filter;
-use crate::session::{Parts, Turns};
+use crate::session::Parts;
 use crate::stop;
 use crate::suites::{checks, conformance, guest, host, kunit};
 
@@ -271,7 +272,7 @@ fn run_guests(
         programs,
         memory: flavour.memory(),
         counters,
-        turns: Turns::default(),
+        processors: Processors::new(),
     };
     let parts = &parts;
     let suites = plan.kunit.iter().filter(|(of, _)| *of == flavour);

@@ -15,9 +15,10 @@ use crate::cargo;
 use crate::context::{Context, Flavour};
 use crate::initrd::{self, BENCHMARK, in_guest};
 use crate::kernel;
+use crate::processors::Processors;
 use crate::qemu::Accel;
 use crate::select::Filter;
-use crate::session::{End, Parts, Session, Turns};
+use crate::session::{End, Parts, Session};
 
 /// Filling the allocators with a million pages takes a minute under TCG.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -52,7 +53,7 @@ pub fn measure(ctx: &Context, filter: &Filter) -> Result<InGuest> {
         // The allocators' own tables take 600 MiB.
         memory: 2 * kernel.flavour.memory(),
         counters: None,
-        turns: Turns::default(),
+        processors: Processors::new(),
     };
     eprintln!("p2ptest: benchmarks in a guest, which take some minutes");
     let mut session = Session::start(&parts, ctx.setup, "bench", "kunit.enable=0")?;

@@ -20,8 +20,9 @@ use crate::cargo;
 use crate::context::Context;
 use crate::initrd::{self, in_guest};
 use crate::kernel;
+use crate::processors::Processors;
 use crate::qemu::Accel;
-use crate::session::{End, Outcome, Parts, Session, Turns};
+use crate::session::{End, Outcome, Parts, Session};
 use crate::stop;
 
 /// Steps of a sequence, unless STEPS says otherwise.
@@ -320,7 +321,7 @@ pub fn run(ctx: &Context) -> Result<bool> {
         programs: &programs,
         memory: kernel.flavour.memory(),
         counters: None,
-        turns: Turns::default(),
+        processors: Processors::new(),
     };
     let mut fuzzer = Fuzzer {
         parts: &parts,

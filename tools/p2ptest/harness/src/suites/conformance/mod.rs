@@ -212,7 +212,7 @@ fn run<W: Write>(parts: &Parts<'_>, chosen: &Chosen, results: &Results<W>) -> Re
         )?,
         image: parts.image.clone(),
         counters: parts.counters.clone(),
-        turns: parts.turns.clone(),
+        processors: parts.processors.clone(),
         ..*parts
     };
     let boot = boot_group(flavour);
@@ -277,9 +277,9 @@ fn run_group<W: Write>(
 ) -> Result<Guest> {
     let name = group.name(flavour);
     let runner = runner_id(&name);
-    let turns = session.turns.clone();
+    let processors = session.processors.clone();
     let (mut ran, mut report) =
-        turns.beside_others(|| start(session, &runner, group, &group.subtests))?;
+        processors.beside_others(|| start(session, &runner, group, &group.subtests))?;
     for _ in 0..AGAIN {
         let failed: Vec<_> = match &report {
             Ok(report) => late(group, report).cloned().collect(),
@@ -288,7 +288,7 @@ fn run_group<W: Write>(
         if failed.is_empty() {
             break;
         }
-        let (again, told) = turns.alone(|| start(session, &runner, group, &failed))?;
+        let (again, told) = processors.alone(|| start(session, &runner, group, &failed))?;
         ran.output.extend(again.output);
         ran.findings.extend(again.findings);
         ran.time += again.time;

@@ -314,8 +314,8 @@ fn run_case(session: &mut Session, case: &Case) -> Result<Outcome> {
         "--run-subtest".into(),
         case.subtest.clone(),
     ];
-    let turns = session.turns.clone();
-    let outcome = turns.beside_others(|| session.run(&id, argv, LIMIT, &mut |_| {}))?;
+    let processors = session.processors.clone();
+    let outcome = processors.beside_others(|| session.run(&id, argv, LIMIT, &mut |_| {}))?;
     let verdict = verdict::of(&outcome, &case.subtest);
     let mut output = outcome.output;
     output.extend(outcome.findings);
