@@ -32,6 +32,7 @@ mod step;
 mod stop;
 mod suites;
 mod test;
+mod tsc;
 mod variable;
 
 use std::process::ExitCode;

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,6 +13,7 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::context::{AccelChoice, Context, Topology};
 use crate::stop;
+use crate::tsc;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// A stock device whose BAR 2 is memory, behind a port of its own after the models'. Its
@@ -22,6 +24,9 @@ const SIMPLE: [&str; 2] = [
 ];
 /// A guest without a root file system panics and ends within a second or two.
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
+
+/// How fast the guests' clock runs that the translator hands on.
+static TSC_KHZ: LazyLock<Option<u64>> = LazyLock::new(tsc::khz);
 
 /// What runs the guest's processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,9 +208,14 @@ impl Guest {
             push(&["-qmp", &socket]);
         }
         // A guest that waits for a processor misses the ticks that the kernel looks for when
-        // it finds out how the timer is wired, and panics.
+        // it finds out how the timer is wired, and panics; and it takes its clock for a slower
+        // one than it is, sees seconds pass in one, and tells of lockups.
+        let clock = match (self.accel, *TSC_KHZ) {
+            (Accel::Tcg, Some(khz)) => format!(" tsc_early_khz={khz}"),
+            (Accel::Tcg, None) | (Accel::Kvm, _) => String::new(),
+        };
         let append = format!(
-            "console=ttyS0 panic=-1 printk.devkmsg=on no_timer_check {}={}{} {}",
+            "console=ttyS0 panic=-1 printk.devkmsg=on no_timer_check {}={}{}{clock} {}",
             p2p_init::TOPOLOGY_PARAMETER,
             self.topology.name(),
             if iommu { " intel_iommu=on" } else { "" },
