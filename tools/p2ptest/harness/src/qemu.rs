@@ -207,27 +207,13 @@ impl Guest {
             let socket = format!("unix:{},server=on,wait=off", path.display());
             push(&["-qmp", &socket]);
         }
-        // A guest that waits for a processor misses the ticks that the kernel looks for when
-        // it finds out how the timer is wired, and panics; and it takes its clock for a slower
-        // one than it is, sees seconds pass in one, and tells of lockups.
-        let clock = match (self.accel, *TSC_KHZ) {
-            (Accel::Tcg, Some(khz)) => format!(" tsc_early_khz={khz}"),
-            (Accel::Tcg, None) | (Accel::Kvm, _) => String::new(),
-        };
-        let append = format!(
-            "console=ttyS0 panic=-1 printk.devkmsg=on no_timer_check {}={}{}{clock} {}",
-            p2p_init::TOPOLOGY_PARAMETER,
-            self.topology.name(),
-            if iommu { " intel_iommu=on" } else { "" },
-            self.parameters
-        );
         push(&[
             "-kernel",
             &self.image.to_string_lossy(),
             "-initrd",
             &self.initrd.to_string_lossy(),
         ]);
-        push(&["-append", append.trim_end()]);
+        push(&["-append", &self.kernel_parameters(*TSC_KHZ)]);
         match self.topology {
             Topology::Switch => {
                 push(&["-device", "pcie-root-port,id=root,chassis=1"]);
@@ -262,6 +248,28 @@ impl Guest {
 }
 
 impl Guest {
+    /// All of the kernel's parameters, on a host whose time stamp counter runs at `tsc_khz`.
+    fn kernel_parameters(&self, tsc_khz: Option<u64>) -> String {
+        // A guest that waits for a processor misses the ticks that the kernel looks for when
+        // it finds out how the timer is wired, and panics; and it takes its clock for a slower
+        // one than it is, sees seconds pass in one, and tells of lockups.
+        let clock = match (self.accel, tsc_khz) {
+            (Accel::Tcg, Some(khz)) => format!(" tsc_early_khz={khz}"),
+            (Accel::Tcg, None) | (Accel::Kvm, _) => String::new(),
+        };
+        let iommu = match self.topology {
+            Topology::Iommu => " intel_iommu=on",
+            Topology::Switch | Topology::Bridge | Topology::None => "",
+        };
+        let parameters = format!(
+            "console=ttyS0 panic=-1 printk.devkmsg=on no_timer_check {}={}{iommu}{clock} {}",
+            p2p_init::TOPOLOGY_PARAMETER,
+            self.topology.name(),
+            self.parameters
+        );
+        parameters.trim_end().to_owned()
+    }
+
     /// The kernel trusts the host bridge of an AMD processor to forward from one root
     /// port to another, and that of our machine with an Intel one not.
     fn processor(&self) -> &'static str {
@@ -359,15 +367,45 @@ mod tests {
 
     #[test]
     fn the_kernel_is_told_the_topology() {
-        let switch = "'console=ttyS0 panic=-1 printk.devkmsg=on no_timer_check \
-                      p2p.topology=switch p2p.mode=agent'";
-        assert!(line(Topology::Switch).contains(switch));
-        let iommu = "p2p.topology=iommu intel_iommu=on p2p.mode=agent'";
-        assert!(line(Topology::Iommu).contains(iommu));
+        let parameters = |topology| {
+            let guest = Guest {
+                topology,
+                ..Guest::sample()
+            };
+            guest.kernel_parameters(None)
+        };
+        let fixed = "console=ttyS0 panic=-1 printk.devkmsg=on no_timer_check";
+        assert_eq!(
+            parameters(Topology::Switch),
+            format!("{fixed} p2p.topology=switch p2p.mode=agent")
+        );
+        assert_eq!(
+            parameters(Topology::Iommu),
+            format!("{fixed} p2p.topology=iommu intel_iommu=on p2p.mode=agent")
+        );
         for topology in Topology::ALL {
             let iommu = topology == Topology::Iommu;
             assert_eq!(line(topology).contains("intel_iommu=on"), iommu);
             assert_eq!(line(topology).contains("-device intel-iommu"), iommu);
         }
+    }
+
+    #[test]
+    fn the_kernel_is_told_the_clock_where_it_would_measure_it() {
+        let end = |accel, khz| {
+            let guest = Guest {
+                accel,
+                ..Guest::sample()
+            };
+            let parameters = guest.kernel_parameters(khz);
+            let (_, end) = parameters.split_once("p2p.topology=").unwrap();
+            end.to_owned()
+        };
+        let told = "switch tsc_early_khz=2596145 p2p.mode=agent";
+        let untold = "switch p2p.mode=agent";
+        assert_eq!(end(Accel::Tcg, Some(2_596_145)), told);
+        assert_eq!(end(Accel::Tcg, None), untold);
+        assert_eq!(end(Accel::Kvm, Some(2_596_145)), untold);
+        assert!(Guest::sample().line().contains("'console=ttyS0 "));
     }
 }
