@@ -23,6 +23,7 @@ use p2pguest::topology::Topology;
 use p2pguest::trace::Trace;
 use serde_json::json;
 use std::fs;
+use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
@@ -150,10 +151,17 @@ pub fn addresses_wait_for_bytes() {
     bos.iter().for_each(|bo| bo.set_exportable(true));
     let stalled = Stalled::new("gpu0");
     let done = use_of(&context, away, &sink);
+    // Who registers holds mmap_lock until the bytes are there: a thread that starts meanwhile
+    // would wait for room for its stack, and we for the thread.
+    let all_started = Barrier::new(maps.len());
     let regions: Vec<_> = thread::scope(|scope| {
+        let register = |map| {
+            all_started.wait();
+            rig.nic[0].register_map(map, ACCESS_ALL)
+        };
         let registered = maps
             .iter()
-            .map(|map| scope.spawn(|| rig.nic[0].register_map(map, ACCESS_ALL)))
+            .map(|map| scope.spawn(move || register(map)))
             .collect::<Vec<_>>();
         thread::sleep(Duration::from_millis(50));
         let early = registered.iter().any(|region| region.is_finished());
