@@ -25,7 +25,7 @@ const SIMPLE: [&str; 2] = [
 /// A guest without a root file system panics and ends within a second or two.
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
-/// How fast the guests' clock runs that the translator hands on.
+/// How fast the guests' clock runs under TCG: as the host's.
 static TSC_KHZ: LazyLock<Option<u64>> = LazyLock::new(tsc::khz);
 
 /// What runs the guest's processors.
@@ -339,12 +339,15 @@ mod tests {
         }
     }
 
-    fn line(topology: Topology) -> String {
-        let guest = Guest {
+    fn guest(topology: Topology) -> Guest {
+        Guest {
             topology,
             ..Guest::sample()
-        };
-        guest.line()
+        }
+    }
+
+    fn line(topology: Topology) -> String {
+        guest(topology).line()
     }
 
     #[test]
@@ -367,13 +370,7 @@ mod tests {
 
     #[test]
     fn the_kernel_is_told_the_topology() {
-        let parameters = |topology| {
-            let guest = Guest {
-                topology,
-                ..Guest::sample()
-            };
-            guest.kernel_parameters(None)
-        };
+        let parameters = |topology| guest(topology).kernel_parameters(None);
         let fixed = "console=ttyS0 panic=-1 printk.devkmsg=on no_timer_check";
         assert_eq!(
             parameters(Topology::Switch),
