@@ -157,9 +157,8 @@ static int p2p_bar_attach(struct dma_buf *dmabuf,
 	struct p2p_bar_buf *buf = dmabuf->priv;
 	int ret;
 
-	ret = dma_resv_lock_interruptible(dmabuf->resv, NULL);
-	if (ret)
-		return ret;
+	if (dma_resv_lock_interruptible(dmabuf->resv, NULL))
+		return -ERESTARTSYS;
 	if (p2p_bar_is_gone(buf))
 		ret = -ENODEV;
 	else if (!attach->peer2peer || !p2p_bar_has_route(buf->bar, attach->dev))

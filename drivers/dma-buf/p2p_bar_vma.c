@@ -152,9 +152,8 @@ static int p2p_bar_vma_map(struct vm_area_struct *vma, struct p2p_vma_map *map)
 	struct dma_resv *resv = buf->dmabuf->resv;
 	int ret;
 
-	ret = dma_resv_lock_interruptible(resv, NULL);
-	if (ret)
-		return ret;
+	if (dma_resv_lock_interruptible(resv, NULL))
+		return -ERESTARTSYS;
 	ret = p2p_bar_admit(buf, map->importer, map->write, first, count);
 	if (!ret) {
 		if (pci_p2pdma_map_type(provider, map->importer) !=

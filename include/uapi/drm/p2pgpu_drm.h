@@ -5,7 +5,8 @@
  * All structures are the same for 32 and 64 bit processes. Unknown flags and
  * padding that is not zero are refused with EINVAL. Errors that every ioctl
  * can return: EFAULT (the argument is not readable or writable), ENODEV (the
- * device is gone), ENOMEM, EINTR (a signal arrived; nothing was done).
+ * device is gone), ENOMEM, EINTR (a signal came while it waited, whose
+ * handler is not SA_RESTART; nothing was done).
  *
  * Dma-bufs of other exporters, another device of this driver among them, can be
  * imported by PRIME. The object that stands for one belongs to its exporter:

@@ -7,8 +7,9 @@
  * of one of each. All structures are the same for 32 and 64 bit processes.
  * Padding that is not zero is refused with EINVAL. Errors that every ioctl can
  * return: EFAULT (the argument is not readable or writable), ENOMEM, EINTR (a
- * signal arrived), ENOTTY (no such ioctl); all but ATTACH and REGISTER: ENOTCONN
- * (the file is not attached to a dma-buf; of what is for regions: it has none).
+ * signal came while it waited, whose handler is not SA_RESTART), ENOTTY (no such
+ * ioctl); all but ATTACH and REGISTER: ENOTCONN (the file is not attached to a
+ * dma-buf; of what is for regions: it has none).
  */
 #ifndef _UAPI_LINUX_P2P_IMPORTER_TEST_H
 #define _UAPI_LINUX_P2P_IMPORTER_TEST_H

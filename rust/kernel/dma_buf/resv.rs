@@ -8,6 +8,7 @@ use super::fence::Fence;
 use crate::{
     bindings,
     error::to_result,
+    ffi::c_int,
     prelude::*,
     sync::aref::ARef,
     time::Jiffies,
@@ -114,12 +115,10 @@ impl Resv {
         Guard(self, NotThreadSafe)
     }
 
-    /// Takes the lock, unless a signal arrives first (`EINTR`).
+    /// Takes the lock, unless a signal arrives first (`ERESTARTSYS`).
     pub fn lock_interruptible(&self) -> Result<Guard<'_>> {
         // SAFETY: `self` is valid.
-        to_result(unsafe {
-            bindings::dma_resv_lock_interruptible(self.as_raw(), ptr::null_mut())
-        })?;
+        locked(unsafe { bindings::dma_resv_lock_interruptible(self.as_raw(), ptr::null_mut()) })?;
         // INVARIANT: We hold the lock now.
         Ok(Guard(self, NotThreadSafe))
     }
@@ -164,6 +163,14 @@ impl Resv {
             _ => Ok(()),
         }
     }
+}
+
+/// What came of taking a lock that a signal interrupts.
+///
+/// The C side says `EINTR`, for signals that nobody handles too. With `ERESTARTSYS` the system call
+/// is made again after those, as with TTM (`ttm_bo_reserve()`).
+fn locked(result: c_int) -> Result {
+    to_result(result).map_err(|error| if error == EINTR { ERESTARTSYS } else { error })
 }
 
 /// A reservation lock held; dropping it unlocks.

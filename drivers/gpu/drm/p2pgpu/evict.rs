@@ -271,7 +271,7 @@ fn come_back(obj: &Object, gpu: &Gpu<'_>, held: Held<'_>, arrive: Arrive) {
 /// They hold what was there before.
 ///
 /// `ENOSPC`: there are too few, also if all that may leave did, or the cgroup may not have them.
-/// `EINTR`: a signal arrived.
+/// `ERESTARTSYS`: a signal arrived.
 pub(crate) fn alloc(
     dev: &DrmDevice,
     gpu: &Gpu<'_>,
@@ -308,7 +308,7 @@ pub(crate) fn alloc(
                 return Ok(pages);
             }
             if kernel::current!().signal_pending() {
-                return Err(EINTR);
+                return Err(ERESTARTSYS);
             }
             is_used |= evict(dev, gpu, candidate.offset) == Left::Used;
         }

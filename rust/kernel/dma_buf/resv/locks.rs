@@ -5,12 +5,12 @@
 //! C header: [`include/linux/ww_mutex.h`](srctree/include/linux/ww_mutex.h)
 
 use super::{
+    locked,
     Held,
     Resv, //
 };
 use crate::{
     bindings,
-    error::to_result,
     prelude::*,
     types::{
         NotThreadSafe,
@@ -98,7 +98,7 @@ pub struct Locks<'a> {
 impl<'a> Locks<'a> {
     /// Takes the locks of all `resvs`; one that is named more than once is taken once.
     ///
-    /// The caller holds no reservation lock. `EINTR`: a signal arrived; none is held then.
+    /// The caller holds no reservation lock. `ERESTARTSYS`: a signal arrived; none is held then.
     pub fn lock_interruptible(resvs: &[&'a Resv]) -> Result<Self> {
         let mut this = Self {
             held: KVec::with_capacity(resvs.len(), GFP_KERNEL)?,
@@ -107,7 +107,7 @@ impl<'a> Locks<'a> {
         while let Err(contended) = this.try_all(resvs)? {
             this.unlock_all();
             // SAFETY: `contended` is valid, and no lock is held by the ticket.
-            to_result(unsafe {
+            locked(unsafe {
                 bindings::dma_resv_lock_slow_interruptible(
                     contended.as_raw(),
                     this.ticket.ctx.get(),
@@ -124,7 +124,7 @@ impl<'a> Locks<'a> {
     fn try_all(&mut self, resvs: &[&'a Resv]) -> Result<Result<(), &'a Resv>> {
         for resv in resvs {
             // SAFETY: `resv` is valid, and the ticket initialized.
-            let result = to_result(unsafe {
+            let result = locked(unsafe {
                 bindings::dma_resv_lock_interruptible(resv.as_raw(), self.ticket.ctx.get())
             });
             match result {

@@ -30,6 +30,7 @@ pub mod primary;
 pub mod rig;
 pub mod setting;
 pub mod shared;
+pub mod signals;
 pub mod simple;
 pub mod stray;
 pub mod submit;

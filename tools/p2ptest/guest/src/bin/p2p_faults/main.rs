@@ -6,6 +6,7 @@
 mod resets;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::signal::Signal;
 use p2pguest::binding::{Unbound, gpu_is_there, nics, wait_until};
 use p2pguest::debugfs::Debugfs;
@@ -17,11 +18,12 @@ use p2pguest::nic::TIMEOUT;
 use p2pguest::pattern::Pattern;
 use p2pguest::rig::{Rig, request};
 use p2pguest::setting::Setting;
+use p2pguest::signals::{Blocked, send};
 use p2pguest::sys::uapi::*;
 use p2pguest::{refused, subtests};
 use resets::*;
 use serde_json::{Value, json};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -44,6 +46,8 @@ const SUBTESTS: &[Subtest] = subtests![
     stalled_copy,
     /// An object whose move never ends stays where it is, with its bytes.
     stalled_move,
+    /// A signal that nobody handles does not end a call that waits for an object.
+    stalled_move_and_ignored_signals,
     /// A flush that fails once is tried again.
     errored_flush,
     /// A flush that never ends is given up, and tried again.
@@ -231,6 +235,37 @@ fn errored_move() {
 
 fn stalled_move() {
     move_fails_once("stall");
+}
+
+fn stalled_move_and_ignored_signals() {
+    let gpu = Gpu::open(0);
+    let bo = gpu.create(4 * gpu.page, Placement::Vram);
+    let mut info = drm_p2pgpu_gem_info {
+        handle: bo.handle,
+        ..Default::default()
+    };
+    let _short = grant(&gpu, ENGINE, SHORT);
+    let _injected = Injected::new("stall", ENGINE, json!({}));
+    let before = register_writes();
+    thread::scope(|scope| {
+        let moving = scope.spawn(|| {
+            let _blocked = Blocked::new();
+            refused(bo.__move_to(Placement::System), Errno::EIO);
+        });
+        wait_until("the object moves", || register_writes() > before);
+        let asking = scope.spawn(|| {
+            // Not drmIoctl, which would try again at EINTR.
+            // SAFETY: the structure is the one that the request is for.
+            Errno::result(unsafe {
+                let request = DRM_IOCTL_P2PGPU_GEM_INFO.into();
+                libc::ioctl(gpu.as_fd().as_raw_fd(), request, &raw mut info)
+            })
+        });
+        let _blocked = Blocked::new();
+        (0..20).for_each(|_| send());
+        assert_eq!(asking.join().expect("the thread that asks"), Ok(0));
+        moving.join().expect("the thread that moves");
+    });
 }
 
 /// A flush for a CPU, and one for a peer, meet the fault; nobody notices.
