@@ -285,6 +285,7 @@ impl OpenFile {
             return Err(EINVAL);
         }
         let start = Instant::<Monotonic>::now();
+        let mut interrupted = false;
         loop {
             let seen = self.nic.completed.count();
             if self.deliver(&mut args, arg)? {
@@ -305,11 +306,15 @@ impl OpenFile {
             if left == 0 {
                 return Err(ETIMEDOUT);
             }
+            if interrupted {
+                // Made again, by the kernel or by the caller, it waits for what is left.
+                args.timeout_ns = left;
+                ioctl::write(arg, &args)?;
+                return Err(ERESTARTSYS);
+            }
             let left = left.div_ceil(u64::try_from(NSEC_PER_MSEC)?);
             let sleep = Msecs::try_from(left.min(LONGEST_SLEEP_MS))?;
-            if self.nic.completed.wait(seen, sleep) == Wake::Interrupted {
-                return Err(EINTR);
-            }
+            interrupted = self.nic.completed.wait(seen, sleep) == Wake::Interrupted;
         }
     }
 

@@ -6,9 +6,10 @@
  * destroys them. All structures are the same for 32 and 64 bit processes.
  * Unknown flags and padding that is not zero are refused with EINVAL. Errors
  * that every ioctl can return: EFAULT (the argument is not readable or
- * writable), ENODEV (the device is gone), ENOMEM, EINTR (a signal arrived),
- * EIO (the device refused a command), ETIMEDOUT (the device did not answer),
- * ENOTTY (no such ioctl).
+ * writable), ENODEV (the device is gone), ENOMEM, EINTR (a signal came while it
+ * waited, whose handler is not SA_RESTART; nothing was done), EIO (the device
+ * refused a command), ETIMEDOUT (the device did not answer), ENOTTY (no such
+ * ioctl).
  */
 #ifndef _UAPI_LINUX_P2PNIC_H
 #define _UAPI_LINUX_P2PNIC_H
@@ -308,7 +309,8 @@ struct p2pnic_completion {
 /**
  * struct p2pnic_poll - take completions of a queue pair
  *
- * Waits until there is at least one, or the time is over.
+ * Waits until there is at least one, or the time is over. On EINTR timeout_ns is
+ * what is left of it: the call can be made again as it is.
  *
  * ENOENT: this file has no such queue pair. EINVAL: capacity is 0 or over 4096.
  * ETIMEDOUT: there was none within a timeout that is not 0; with a timeout of
@@ -319,7 +321,7 @@ struct p2pnic_poll {
 	__u32 qp;
 	/** @capacity: in: entries that @completions has room for */
 	__u32 capacity;
-	/** @timeout_ns: in: longest wait; 0 does not wait */
+	/** @timeout_ns: in, out: longest wait; 0 does not wait */
 	__u64 timeout_ns;
 	/** @completions: in: pointer to an array of struct p2pnic_completion */
 	__u64 completions;

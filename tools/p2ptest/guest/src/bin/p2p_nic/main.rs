@@ -3,6 +3,7 @@
 //! completions of requests that are not allowed.
 
 mod errors;
+mod signals;
 
 use errors::*;
 use nix::errno::Errno;
@@ -13,6 +14,7 @@ use p2pguest::pattern::{Pattern, assert_same};
 use p2pguest::rig::{Exported, Rig, Wire, request, send_request};
 use p2pguest::sys::uapi::*;
 use p2pguest::{must, refused, subtests};
+use signals::*;
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
@@ -76,6 +78,12 @@ const SUBTESTS: &[Subtest] = subtests![
     poll_many,
     /// POLL wakes when a completion comes.
     poll_wakes,
+    /// A signal that nobody handles does not end POLL.
+    poll_outlasts_ignored_signals,
+    /// A signal that is handled ends POLL with EINTR, and it says how long it has to wait.
+    poll_ends_at_handled_signals,
+    /// A signal that restarts system calls does not end POLL, nor make it wait longer.
+    poll_outlasts_restarting_signals,
     /// Destroying a queue pair with requests that did not run.
     destroy_with_requests,
     /// Closing the file destroys what it made.
