@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 const SUBTESTS: &[Subtest] = subtests![
@@ -389,10 +388,9 @@ fn looking_is_free() {
 fn busy_devices_can_be_read() {
     let rig = Rig::open();
     let (gpu, held) = (&rig.gpu[0], lent(&rig, 200));
-    let done = AtomicBool::new(false);
     let mut looks = 0;
     thread::scope(|scope| {
-        scope.spawn(|| {
+        let busy = scope.spawn(|| {
             for _ in 0..20 {
                 held.bo.move_to(Placement::System);
                 held.bo.move_to(Placement::Vram);
@@ -401,9 +399,8 @@ fn busy_devices_can_be_read() {
                 let map = bo.map();
                 (0..64).for_each(|page| map.store(page * 4096, 1));
             }
-            done.store(true, Ordering::Release);
         });
-        while !done.load(Ordering::Acquire) {
+        while !busy.is_finished() {
             assert_adds_up(gpu, &look(gpu));
             looks += 1;
         }
